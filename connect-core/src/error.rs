@@ -1,0 +1,221 @@
+//! Why things fail: [`Error`], the context it carries, and [`Failed`], which gives target memory back.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::memory::MemoryError;
+use crate::op::OperationName;
+use crate::transport::TransportError;
+use crate::wire::MetadataError;
+
+/// Why an operation failed, and what to do about it.
+///
+/// The first cause is kept, with its source (P6). [`category`](Self::category) says whose side it is on, and
+/// [`is_retryable`](Self::is_retryable) whether the same call can succeed later.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The memory handed in can't be used. The message names the remedy.
+    #[error("memory refused: {0}")]
+    Memory(#[from] MemoryError),
+    /// The metadata document is malformed or not for this operation. Nothing was done with its addresses.
+    #[error("metadata refused: {0}")]
+    Metadata(#[from] MetadataError),
+    /// The transport failed. Look at the source: it tells a local shortage from a lost or refusing peer.
+    #[error("{context} failed: {source}")]
+    Transport {
+        /// Which operation.
+        context: Box<Context>,
+        /// What the transport said.
+        source: TransportError,
+    },
+    /// The deadline passed. The peer may be slow, stopped or gone; for a passive operation it may never
+    /// have come. Retry with a longer deadline, or ask the peer for new metadata.
+    #[error("{context} missed its deadline of {limit:?}")]
+    DeadlineExceeded {
+        /// Which operation.
+        context: Box<Context>,
+        /// The time it was given.
+        limit: Duration,
+    },
+    /// This side cancelled the operation.
+    #[error("{context} was cancelled")]
+    Cancelled {
+        /// Which operation.
+        context: Box<Context>,
+    },
+    /// The connector is shut down, or its driver thread is gone.
+    #[error("the connector is shut down")]
+    ShutDown,
+}
+
+/// Whose side an [`Error`] is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorCategory {
+    /// A resource of this process: memory, file descriptors, a missing library.
+    Local,
+    /// The other side is gone, refused, or ended its offer.
+    Peer,
+    /// The wire between the two.
+    Transport,
+    /// A document or message that breaks the protocol.
+    Protocol,
+    /// Time ran out.
+    Deadline,
+    /// This side gave up.
+    Cancelled,
+}
+
+impl fmt::Display for ErrorCategory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Local => "local",
+            Self::Peer => "peer",
+            Self::Transport => "transport",
+            Self::Protocol => "protocol",
+            Self::Deadline => "deadline",
+            Self::Cancelled => "cancelled",
+        })
+    }
+}
+
+impl Error {
+    /// Whose side the failure is on.
+    pub fn category(&self) -> ErrorCategory {
+        match self {
+            Self::Memory(_) | Self::ShutDown => ErrorCategory::Local,
+            Self::Metadata(_) => ErrorCategory::Protocol,
+            Self::Transport { source, .. } => source.category(),
+            Self::DeadlineExceeded { .. } => ErrorCategory::Deadline,
+            Self::Cancelled { .. } => ErrorCategory::Cancelled,
+        }
+    }
+
+    /// Whether the same call, with fresh metadata from the peer where that applies, can succeed later.
+    ///
+    /// Refused memory and malformed metadata fail the same way again; a missed deadline, a lost peer or a
+    /// local shortage need not.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Memory(_) | Self::Metadata(_) | Self::Cancelled { .. } | Self::ShutDown => false,
+            Self::DeadlineExceeded { .. } => true,
+            Self::Transport { source, .. } => source.is_retryable(),
+        }
+    }
+
+    /// Which operation failed; `None` when it was refused before it began.
+    pub fn context(&self) -> Option<&Context> {
+        match self {
+            Self::Transport { context, .. }
+            | Self::DeadlineExceeded { context, .. }
+            | Self::Cancelled { context } => Some(context),
+            _ => None,
+        }
+    }
+}
+
+/// Which operation failed, on what, and after how long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Context {
+    /// The operation.
+    pub operation: OperationName,
+    /// Its number within the connector, as the logs name it.
+    pub id: u64,
+    /// The transport: `local`, `nixl`.
+    pub transport: &'static str,
+    /// The other side's name, where it is known.
+    pub peer: Option<String>,
+    /// Bytes it was to move.
+    pub bytes: u64,
+    /// Time since it was created.
+    pub elapsed: Duration,
+}
+
+impl fmt::Display for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} #{} of {} bytes over {}", self.operation, self.id, self.bytes, self.transport)?;
+        if let Some(peer) = &self.peer {
+            write!(f, " with {peer}")?;
+        }
+        write!(f, " after {:.3} s", self.elapsed.as_secs_f64())
+    }
+}
+
+/// A failed operation over targets: the error, and what became of the memory.
+///
+/// `?` turns it into a plain [`Error`] where the memory does not matter.
+pub struct Failed<M> {
+    /// Why.
+    pub error: Error,
+    /// Where the target memory is now.
+    pub memory: Recovered<M>,
+}
+
+/// Where target memory is after a failure (P1).
+#[non_exhaustive]
+pub enum Recovered<M> {
+    /// Nothing touches it any more. Its content is unspecified: a transfer may have begun.
+    Returned(M),
+    /// The transport could not prove that a transfer has ended. The connector keeps the memory, counted in
+    /// [`Stats::parked_bytes`](crate::Stats::parked_bytes), and frees it when that is proven.
+    Parked,
+}
+
+impl<M> Recovered<M> {
+    /// The memory, if it came back.
+    pub fn returned(self) -> Option<M> {
+        match self {
+            Self::Returned(memory) => Some(memory),
+            Self::Parked => None,
+        }
+    }
+
+    /// Whether the connector still holds it.
+    pub fn is_parked(&self) -> bool {
+        matches!(self, Self::Parked)
+    }
+
+    /// The same with the memory converted.
+    pub fn map<N>(self, convert: impl FnOnce(M) -> N) -> Recovered<N> {
+        match self {
+            Self::Returned(memory) => Recovered::Returned(convert(memory)),
+            Self::Parked => Recovered::Parked,
+        }
+    }
+}
+
+impl<M> fmt::Debug for Recovered<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_parked() { "Parked" } else { "Returned" })
+    }
+}
+
+impl<M> fmt::Debug for Failed<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Failed").field("error", &self.error).field("memory", &self.memory).finish()
+    }
+}
+
+impl<M> fmt::Display for Failed<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.error, f)?;
+        if self.memory.is_parked() {
+            f.write_str(" (its target memory is parked until the transport is quiet)")?;
+        }
+        Ok(())
+    }
+}
+
+impl<M> std::error::Error for Failed<M> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.error)
+    }
+}
+
+impl<M> From<Failed<M>> for Error {
+    fn from(failed: Failed<M>) -> Self {
+        failed.error
+    }
+}

@@ -1,0 +1,13 @@
+//! Moves memory between model processes without copies.
+
+mod device;
+mod error;
+mod memory;
+mod op;
+pub mod transport;
+pub mod wire;
+
+pub use device::{Device, DeviceKind, ParseDeviceError};
+pub use error::{Context, Error, ErrorCategory, Failed, Recovered};
+pub use memory::{Descriptor, DescriptorMut, MemoryError, Region, SourceMemory, TargetMemory};
+pub use op::{OperationKind, OperationName, OperationStatus, Report};

@@ -1,0 +1,49 @@
+//! Memory that operations read from and write to: the ownership traits, and the descriptors made of them.
+//!
+//! A transfer outlives the call that started it, and may outlive the handle that waits for it. So an
+//! operation never borrows memory: it owns a [`SourceMemory`] or a [`TargetMemory`], and keeps it until the
+//! transport says that nothing will touch it any more.
+
+mod buffers;
+mod descriptor;
+mod region;
+
+pub use descriptor::{Descriptor, DescriptorMut};
+pub use region::{MemoryError, Region};
+
+/// Memory that a peer may read while an operation holds it.
+///
+/// Implemented for buffers of plain elements (`Vec<T>`, `Box<[T]>`, `Arc<[T]>`, `Arc<Vec<T>>`,
+/// `&'static [T]`), for [`Descriptor`] and for `Vec<Descriptor>`; the tensor adapters implement it for
+/// their tensors.
+///
+/// # Safety
+/// From the first call of [`regions`](Self::regions) until the value is dropped, every region it returned
+/// must
+/// * be readable memory on the device it names, for its whole length,
+/// * stay at its address, even when the value itself is moved, and
+/// * not be written by anybody (P1: what a reader receives is what was offered).
+///
+/// The regions are read by another thread or another process while the value is held elsewhere, which is
+/// why the trait asks for `Send + Sync`.
+pub unsafe trait SourceMemory: Send + Sync + 'static {
+    /// The contiguous pieces, in the order in which their bytes make up the content.
+    fn regions(&self) -> Vec<Region>;
+}
+
+/// Memory that a peer may write while an operation holds it, and that the operation gives back at its end.
+///
+/// Implemented for owned buffers of plain elements (`Vec<T>`, `Box<[T]>`), for [`DescriptorMut`] and for
+/// `Vec<DescriptorMut>`; the tensor adapters implement it for the buffers that become tensors.
+///
+/// # Safety
+/// From the first call of [`regions`](Self::regions) until the value is dropped or used again through
+/// `&mut`, every region it returned must
+/// * be writable memory on the device it names, for its whole length,
+/// * stay at its address, even when the value itself is moved,
+/// * be accessed by nobody else, and overlap no other region, and
+/// * be valid for every bit pattern that the bytes may take.
+pub unsafe trait TargetMemory: Send + 'static {
+    /// The contiguous pieces, in the order in which the incoming bytes fill them.
+    fn regions(&mut self) -> Vec<Region>;
+}

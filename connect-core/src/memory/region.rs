@@ -1,0 +1,186 @@
+//! One contiguous piece of memory as plain numbers, and what can be wrong with it.
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::Device;
+
+/// A contiguous piece of memory: where it lives, its first byte's address, its length in bytes.
+///
+/// A region is a description, not a permission: holding one keeps nothing alive. Whoever makes use of the
+/// address relies on the [`SourceMemory`](crate::SourceMemory) or [`TargetMemory`](crate::TargetMemory)
+/// that the region came from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Region {
+    device: Device,
+    addr: u64,
+    len: u64,
+}
+
+impl Region {
+    /// Describes `len` bytes at `addr`.
+    ///
+    /// # Errors
+    /// A null address, a length of zero, or a range that wraps around the address space.
+    pub fn new(device: Device, addr: u64, len: u64) -> Result<Self, MemoryError> {
+        if len == 0 {
+            return Err(MemoryError::Empty);
+        }
+        if addr == 0 {
+            return Err(MemoryError::Null);
+        }
+        if addr.checked_add(len).is_none() {
+            return Err(MemoryError::Overflow { addr, len });
+        }
+        Ok(Self { device, addr, len })
+    }
+
+    /// The bytes of a slice in system memory; `None` when it is empty.
+    pub fn of_slice<T>(slice: &[T]) -> Option<Self> {
+        Self::new(Device::CPU, slice.as_ptr() as u64, size_of_val(slice) as u64).ok()
+    }
+
+    /// Where the memory lives.
+    pub const fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The address of the first byte. On an accelerator this is a device address.
+    pub const fn addr(&self) -> u64 {
+        self.addr
+    }
+
+    /// The length in bytes, never zero.
+    #[expect(clippy::len_without_is_empty, reason = "a region is never empty")]
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// One past the last byte.
+    pub const fn end(&self) -> u64 {
+        self.addr + self.len
+    }
+
+    /// The part of this region at `range`, in bytes from its start.
+    ///
+    /// # Errors
+    /// An empty range, or one that reaches past the end.
+    pub fn slice(&self, range: Range<u64>) -> Result<Self, MemoryError> {
+        if range.start > range.end || range.end > self.len {
+            return Err(MemoryError::OutOfBounds { start: range.start, end: range.end, len: self.len });
+        }
+        Self::new(self.device, self.addr + range.start, range.end - range.start)
+    }
+
+    /// Whether `other` lies wholly inside this region.
+    pub fn contains(&self, other: &Self) -> bool {
+        self.device == other.device && self.addr <= other.addr && other.end() <= self.end()
+    }
+
+    /// Whether the two share a byte.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.device == other.device && self.addr < other.end() && other.addr < self.end()
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Region({} {:#x}+{})", self.device, self.addr, self.len)
+    }
+}
+
+/// What makes memory unusable for an operation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// There is nothing to move. Leave tensors without elements out of the operation; their shape says all.
+    #[error("the memory is empty: an operation moves at least one byte")]
+    Empty,
+    /// A null pointer.
+    #[error("the address is null")]
+    Null,
+    /// Address plus length does not fit into the address space.
+    #[error("{len} bytes at {addr:#x} reach past the end of the address space")]
+    Overflow {
+        /// Address of the first byte.
+        addr: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// A sub-range that its descriptor does not hold.
+    #[error("range {start}..{end} is outside a descriptor of {len} bytes")]
+    OutOfBounds {
+        /// First byte asked for.
+        start: u64,
+        /// One past the last byte asked for.
+        end: u64,
+        /// Bytes there are.
+        len: u64,
+    },
+    /// A descriptor was asked of memory that is not one contiguous piece.
+    #[error("the memory has {count} separate pieces; describe them one by one (`Descriptor::list`)")]
+    NotContiguous {
+        /// How many pieces there are.
+        count: usize,
+    },
+    /// Two targets of one operation share bytes.
+    #[error("targets {first} and {second} of one operation overlap")]
+    Overlap {
+        /// Index of the earlier target.
+        first: usize,
+        /// Index of the later target.
+        second: usize,
+    },
+    /// More pieces than one operation takes.
+    #[error("{count} pieces are more than one operation takes ({max}); make the memory contiguous or split the operation")]
+    TooManyPieces {
+        /// How many pieces there are.
+        count: usize,
+        /// How many one operation takes.
+        max: usize,
+    },
+    /// Memory of different kinds in one operation.
+    #[error("one operation takes memory of one kind, but piece 0 is on {first} and piece {index} on {other}")]
+    MixedDevices {
+        /// The first piece's device.
+        first: Device,
+        /// Which piece differs.
+        index: usize,
+        /// And where it is.
+        other: Device,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_is_never_null_empty_or_wrapping() {
+        let new = |addr, len| Region::new(Device::CPU, addr, len);
+        assert_eq!(new(8, 0), Err(MemoryError::Empty));
+        assert_eq!(new(0, 8), Err(MemoryError::Null));
+        assert_eq!(new(u64::MAX, 2), Err(MemoryError::Overflow { addr: u64::MAX, len: 2 }));
+        assert_eq!(new(8, 8).unwrap().end(), 16);
+    }
+
+    #[test]
+    fn a_slice_stays_inside() {
+        let region = Region::new(Device::CPU, 100, 10).unwrap();
+        assert_eq!(region.slice(2..10).unwrap(), Region::new(Device::CPU, 102, 8).unwrap());
+        assert_eq!(region.slice(10..10), Err(MemoryError::Empty));
+        assert!(matches!(region.slice(5..11), Err(MemoryError::OutOfBounds { .. })));
+        #[expect(clippy::reversed_empty_ranges, reason = "that is the point")]
+        let reversed = region.slice(5..4);
+        assert!(matches!(reversed, Err(MemoryError::OutOfBounds { .. })));
+    }
+
+    #[test]
+    fn overlap_and_containment_know_their_device() {
+        let a = Region::new(Device::CPU, 100, 10).unwrap();
+        let b = Region::new(Device::CPU, 109, 1).unwrap();
+        let c = Region::new(Device::cuda(0), 109, 1).unwrap();
+        assert!(a.overlaps(&b) && a.contains(&b));
+        assert!(!a.overlaps(&c) && !a.contains(&c));
+    }
+}

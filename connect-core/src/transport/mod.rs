@@ -1,0 +1,265 @@
+//! What the driver asks of a transport: the [`Transport`] trait and its vocabulary.
+//!
+//! A transport lives on one thread, the connector's driver thread: it is built there, called there and
+//! dropped there, and need not be `Send`. No call may block for longer than one slice of a copy takes; a
+//! transfer that needs more returns [`TransferState::Pending`] and goes on at the next
+//! [`poll`](Transport::poll).
+//!
+//! The trait is not stable yet: it may change in any release until a transport outside this crate needs it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::ErrorCategory;
+use crate::{Device, OperationKind, Region};
+
+
+
+
+
+/// Moves bytes between this process and its peers, and carries notifications.
+pub trait Transport {
+    /// A short lower-case name: `local`, `nixl`.
+    fn name(&self) -> &'static str;
+
+    /// The engine underneath, where there is a choice: `UCX` for NIXL.
+    fn backend(&self) -> &str {
+        self.name()
+    }
+
+    /// Whether memory on `device` can be reached at all.
+    fn check_device(&self, device: Device) -> Result<(), TransportError>;
+
+    /// Makes `regions` reachable for the holder of `key`, and returns the blob that tells a peer how to get
+    /// here (it becomes `nixl_metadata`).
+    ///
+    /// The caller keeps the memory alive until [`end_offer`](Self::end_offer) or
+    /// [`offer_is_quiet`](Self::offer_is_quiet) says [`Quiescence::Quiet`].
+    fn offer(&mut self, offer: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError>;
+
+    /// Ends an offer. `completed` says that its notification has come, after which the peer is done with
+    /// the memory.
+    fn end_offer(&mut self, id: OfferId, completed: bool) -> Quiescence;
+
+    /// Asks again about an offer whose end was [`Quiescence::Busy`]. After `Quiet` the id is forgotten.
+    fn offer_is_quiet(&mut self, id: OfferId) -> Quiescence;
+
+    /// Learns of the peer that made `blob`, and returns a handle and its name. Loading the same blob again
+    /// is cheap. Must refuse a damaged or foreign blob before any address in it is used.
+    fn connect(&mut self, blob: &[u8]) -> Result<(PeerId, String), TransportError>;
+
+    /// Prepares a transfer and posts its first slice.
+    ///
+    /// The caller keeps the local memory alive until [`release`](Self::release) says
+    /// [`Quiescence::Quiet`].
+    fn begin(&mut self, transfer: &Transfer<'_>) -> Result<TransferId, TransportError>;
+
+    /// Moves a transfer on. After an error or [`TransferState::Complete`] nothing more happens to it.
+    fn poll(&mut self, id: TransferId) -> Result<TransferState, TransportError>;
+
+    /// Ends a transfer in whatever state it is. `Busy` means that its memory may still be touched; call
+    /// again later. After `Quiet` the id is forgotten.
+    fn release(&mut self, id: TransferId) -> Quiescence;
+
+    /// Drives whatever is not a transfer of ours (incoming requests, notifications) and appends what
+    /// happened to `events`. Returns whether there was anything to do.
+    fn progress(&mut self, events: &mut Vec<TransportEvent>) -> bool;
+
+    /// Sleeps until something may have happened, the waker is called, or `timeout` passes.
+    fn wait(&mut self, timeout: Option<Duration>);
+
+    /// Ends a [`wait`](Self::wait) from another thread. A call before the wait ends the next one.
+    fn waker(&self) -> Arc<dyn Fn() + Send + Sync>;
+
+    /// Whether [`wait`](Self::wait) returns by itself when a peer does something. If not, the driver polls.
+    fn is_event_driven(&self) -> bool;
+}
+
+/// Builds a transport on the driver thread that will own it.
+pub type TransportFactory =
+    Box<dyn FnOnce(&TransportContext) -> Result<Box<dyn Transport>, TransportError> + Send>;
+
+/// What a transport is told about its connector.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct TransportContext {
+    /// The worker's name, chosen by the user or random.
+    pub worker_id: String,
+    /// Sets this incarnation of the worker apart from earlier ones of the same name (P4).
+    pub incarnation: String,
+    /// Workers to talk to; `None` means all.
+    pub allowed_workers: Option<Vec<String>>,
+}
+
+impl TransportContext {
+    /// Whether a peer whose agent or worker is called `name` may be talked to: its name is one of the
+    /// allowed workers, or one of them followed by `-` and an incarnation.
+    pub fn allows(&self, name: &str) -> bool {
+        self.allowed_workers.as_ref().is_none_or(|workers| {
+            workers.iter().any(|worker| {
+                name.strip_prefix(worker.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+            })
+        })
+    }
+}
+
+/// Memory to make reachable.
+#[derive(Debug)]
+pub struct Offer<'a> {
+    /// `Read` lets peers read the regions, `Write` lets them write.
+    pub kind: OperationKind,
+    /// What to expose.
+    pub regions: &'a [Region],
+    /// The notification that ends the offer; unguessable.
+    pub key: &'a str,
+}
+
+/// Bytes to move.
+#[derive(Debug)]
+pub struct Transfer<'a> {
+    /// The peer that offered the memory.
+    pub peer: PeerId,
+    /// `Read` pulls `remote` into `local`, `Write` pushes `local` into `remote`.
+    pub kind: OperationKind,
+    /// This side's memory; as many regions as `remote`, each of the same length.
+    pub local: &'a [Region],
+    /// The peer's memory.
+    pub remote: &'a [Region],
+    /// The notification to deliver with the last byte.
+    pub key: &'a str,
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub u64);
+    };
+}
+id!(
+    /// Names an offer to its transport.
+    OfferId
+);
+id!(
+    /// Names a transfer to its transport.
+    TransferId
+);
+id!(
+    /// Names a peer to its transport.
+    PeerId
+);
+
+/// How far a transfer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransferState {
+    /// Not done. `advanced` says that this poll got something done, so that polling on pays.
+    Pending {
+        /// Something happened since the last poll.
+        advanced: bool,
+    },
+    /// Every byte is where it belongs, and the peer knows or will know.
+    Complete,
+}
+
+/// Whether memory can still be touched by the transport or a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quiescence {
+    /// It can't.
+    Quiet,
+    /// It can, or nobody knows.
+    Busy,
+}
+
+/// Something that happened without being asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TransportEvent {
+    /// A notification arrived. Any peer can send anything: match the bytes exactly.
+    Notification {
+        /// Who sent it, as far as the transport knows.
+        from: String,
+        /// What it says.
+        body: Vec<u8>,
+    },
+    /// An offer can't complete any more, for a reason that the transport knows.
+    OfferFailed {
+        /// Which.
+        id: OfferId,
+        /// Why.
+        error: TransportError,
+    },
+}
+
+/// What a transport reports when something goes wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The engine can't be used here: a library is missing, too old or incomplete. The message says where
+    /// it was looked for and how to get it.
+    #[error("transport unavailable: {0}")]
+    Unavailable(String),
+    /// The transport can't reach memory of this kind. Copy it to a device it can reach, or use another
+    /// transport.
+    #[error("memory on {device} is out of reach: {reason}")]
+    UnsupportedDevice {
+        /// Where the memory is.
+        device: Device,
+        /// Why that does not work.
+        reason: String,
+    },
+    /// A resource of this machine ran out or was denied.
+    #[error("{what}: {reason}")]
+    Resource {
+        /// What was attempted.
+        what: &'static str,
+        /// What the system said.
+        reason: String,
+    },
+    /// The peer is gone. Ask whoever sent the metadata for a live one.
+    #[error("peer lost: {0}")]
+    PeerLost(String),
+    /// The peer answered, and said no: it does not know the offer (it ended, expired or was taken already),
+    /// or the request does not fit it.
+    #[error("peer refused: {0}")]
+    Refused(String),
+    /// A blob or message that is damaged, hostile, or of another transport or version.
+    #[error("{0}")]
+    Protocol(String),
+    /// This connector does not talk to that worker. Add it to the allow-list if it should.
+    #[error("worker {0:?} is not on this connector's allow-list")]
+    NotAllowed(String),
+    /// The engine failed and says no more than this.
+    #[error("{call} failed: {status}")]
+    Engine {
+        /// Which call of the engine.
+        call: &'static str,
+        /// What it returned.
+        status: String,
+    },
+}
+
+impl TransportError {
+    /// Wraps an error of the operating system.
+    pub fn resource(what: &'static str, error: impl Into<io::Error>) -> Self {
+        Self::Resource { what, reason: error.into().to_string() }
+    }
+
+    /// Whose side the failure is on.
+    pub fn category(&self) -> ErrorCategory {
+        match self {
+            Self::Unavailable(_)
+            | Self::UnsupportedDevice { .. }
+            | Self::Resource { .. }
+            | Self::NotAllowed(_) => ErrorCategory::Local,
+            Self::PeerLost(_) | Self::Refused(_) => ErrorCategory::Peer,
+            Self::Protocol(_) => ErrorCategory::Protocol,
+            Self::Engine { .. } => ErrorCategory::Transport,
+        }
+    }
+
+    /// Whether the same call can succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Resource { .. } | Self::PeerLost(_) | Self::Engine { .. })
+    }
+}

@@ -1,0 +1,2 @@
+//! Set-up and test driver.
+fn main() {}
