@@ -1,5 +1,19 @@
 //! The documents that travel over the user's side channel, and their bounded codecs.
+//!
+//! A document is input from somebody else. Each reader here checks the length before it parses, bounds
+//! every list and everything that is inflated, takes no number for another, and refuses what it does not
+//! know by name; what it returns is valid, and stays so (P5). Whether the agent inside is the right one is
+//! for the transport to find out.
 
+mod blob;
+mod descriptor;
 mod error;
+mod json;
+mod metadata;
 
+pub use blob::MAX_BLOB_BYTES;
+pub use descriptor::SerializedDescriptor;
 pub use error::MetadataError;
+pub use metadata::{MAX_DESCRIPTORS, MAX_DOCUMENT_BYTES, MAX_NOTIFICATION_KEY_BYTES, RdmaMetadata};
+
+use crate::op::OperationKind;
