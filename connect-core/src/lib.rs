@@ -13,4 +13,6 @@ pub use dtype::{DType, ParseDTypeError};
 pub use error::{Context, Error, ErrorCategory, Failed, Recovered};
 pub use memory::{Descriptor, DescriptorMut, MemoryError, Region, SourceMemory, TargetMemory};
 pub use op::{OperationKind, OperationName, OperationStatus, Report};
-pub use wire::{MetadataError, RdmaMetadata, SerializedDescriptor, TensorEnvelope, TensorSpec};
+pub use wire::{
+    MediaDescriptor, MetadataError, RdmaMetadata, SerializedDescriptor, TensorEnvelope, TensorSpec,
+};
