@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::layout;
+use crate::process::quoted;
 
 /// Prints `export` lines, for `eval "$(cargo xtask env)"`.
 pub(crate) fn run() -> Result<()> {
@@ -24,17 +25,4 @@ pub(crate) fn run() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A word the shell takes literally.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_path_with_a_quote_stays_one_word() {
-        assert_eq!(super::quoted("/a b/it's"), r"'/a b/it'\''s'");
-    }
 }

@@ -57,15 +57,32 @@ fn line(command: &Command) -> String {
     let program = std::path::Path::new(command.get_program());
     let name = program.file_name().unwrap_or(command.get_program()).to_string_lossy();
     let variables = command.get_envs().filter_map(|(key, value)| {
-        let (key, value) = (key.to_string_lossy(), value?.to_string_lossy());
-        Some(if value.contains(' ') { format!("{key}='{value}'") } else { format!("{key}={value}") })
+        Some(format!("{}={}", key.to_string_lossy(), quoted(&value?.to_string_lossy())))
     });
-    let arguments = command.get_args().map(|argument| {
-        let argument = argument.to_string_lossy();
-        if argument.contains([' ', '"', '*']) { format!("'{argument}'") } else { argument.into_owned() }
-    });
+    let arguments = command.get_args().map(|argument| quoted(&argument.to_string_lossy()));
     let mut words: Vec<String> = variables.collect();
     words.push(name.into_owned());
     words.extend(arguments);
     words.join(" ")
+}
+
+/// A word as a shell takes it; plain where that is safe.
+pub(crate) fn quoted(text: &str) -> String {
+    let plain = |letter: char| letter.is_alphanumeric() || "-_=/.,:+@%".contains(letter);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn a_path_with_a_quote_stays_one_word() {
+        assert_eq!(quoted("/a b/it's"), r"'/a b/it'\''s'");
+        assert_eq!(quoted("torch==2.13.0"), "torch==2.13.0");
+        assert_eq!(quoted(""), "''");
+    }
 }
