@@ -18,7 +18,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 /// Times are those of two cores and a fast line, from a clean clone; later runs reuse what was built.
 const TIMES: &str = "\
 How long they take (two cores, fast line; first run, then later runs):
-  setup    1 to 2 min for all, 10 s for --nixl; then under 1 s
+  (any)    half a minute to build xtask itself
+  setup    75 s for all, 4 s for --nixl; then under 1 s
   demo     2 min to build; then seconds
   test     20 to 30 min; then a few minutes
   verify   10 min or more, by design

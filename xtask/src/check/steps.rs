@@ -160,7 +160,9 @@ fn counted(command: &mut Command, outcome: &mut Outcome) -> Result<()> {
 fn package(_: &mut Outcome) -> Result<()> {
     let mut cargo = cargo("package");
     // Whoever works on a change has files that are not committed; in CI there are none.
-    cargo.args(["--locked", "--allow-dirty"]);
+    // A package is built outside the workspace and so without its profiles, and would compile all its dependencies
+    // anew. Read as configuration, the manifest gives it the same profiles, and what the tests built is reused.
+    cargo.args(["--locked", "--allow-dirty", "--config", "Cargo.toml"]);
     for name in LIBRARIES {
         cargo.args(["--package", name]);
     }

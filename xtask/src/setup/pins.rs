@@ -50,7 +50,7 @@ impl Group {
         }
     }
 
-    /// What it is for, how much comes over the line, and how long that took at 100 MB/s.
+    /// What it is for, how much comes over the line, and how long that takes on a fast line.
     pub(crate) const fn cost(self) -> &'static str {
         match self {
             Self::Nixl => "NIXL with UCX, and libclang to build against it: 83 MB, about 10 s",
