@@ -3,12 +3,15 @@
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::unistd::geteuid;
 use uuid::Uuid;
 
 use super::blob::MAX_PATH;
@@ -21,6 +24,12 @@ const PREFIX: &str = "connect-local-";
 /// The socket's name inside its directory.
 const SOCKET: &str = "socket";
 
+/// Entries looked at for what killed connectors left: a temporary directory may hold a great many others.
+const SWEPT: usize = 4096;
+
+/// A directory younger than this may not be locked yet: its maker does so within microseconds.
+const SETTLED: Duration = Duration::from_secs(10);
+
 /// A listening socket. Dropping it removes it from the file system.
 #[derive(Debug)]
 pub(super) struct Endpoint {
@@ -28,6 +37,9 @@ pub(super) struct Endpoint {
     dir: PathBuf,
     /// A forked child that drops its copy must not remove the parent's socket.
     owner: u32,
+    /// Tells other connectors that this directory is in use, see [`sweep`]. The kernel lets go of it however
+    /// this process ends.
+    _lock: Flock<fs::File>,
     /// Given up for a moment when file descriptors run out, see [`accept`](Self::accept).
     spare: Option<fs::File>,
 }
@@ -36,12 +48,12 @@ impl Endpoint {
     pub(super) fn new(config: &LocalConfig) -> Result<Self, TransportError> {
         let bases = match config.chosen_socket_dir() {
             Some(dir) => vec![dir.to_owned()],
-            // The first is private, on a file system in memory and cleaned at log-out, but only set in a
-            // session; the last is for a temporary directory with a very long path.
+            // The first is on a file system in memory and cleaned at log-out, but only set in a session and
+            // closed to other users; the last is for a temporary directory with a very long path.
             None => std::env::var_os("XDG_RUNTIME_DIR")
                 .map(PathBuf::from)
                 .into_iter()
-                .filter(|dir| dir.is_absolute())
+                .filter(|dir| dir.is_absolute() && !config.allows_other_users())
                 .chain([std::env::temp_dir(), PathBuf::from("/tmp")])
                 .collect(),
         };
@@ -65,17 +77,21 @@ impl Endpoint {
             ));
         }
         let (dir_mode, socket_mode) = if others { (0o711, 0o666) } else { (0o700, 0o600) };
+        sweep(&base);
         DirBuilder::new().mode(dir_mode).create(&dir)?;
         let bind = || {
+            let lock = lock(&dir)?;
             // The process's umask may have taken bits away.
             fs::set_permissions(&dir, Permissions::from_mode(dir_mode))?;
             let listener = UnixListener::bind(dir.join(SOCKET))?;
             fs::set_permissions(dir.join(SOCKET), Permissions::from_mode(socket_mode))?;
             listener.set_nonblocking(true)?;
-            Ok(listener)
+            Ok((listener, lock))
         };
         match bind() {
-            Ok(listener) => Ok(Self { listener, dir, owner: std::process::id(), spare: spare() }),
+            Ok((listener, lock)) => {
+                Ok(Self { listener, dir, owner: std::process::id(), _lock: lock, spare: spare() })
+            }
             Err(error) => {
                 remove(&dir);
                 Err(error)
@@ -131,11 +147,36 @@ pub(super) fn dial(path: &Path) -> Result<OwnedFd, TransportError> {
                 path.display()
             )))
         }
+        Err(Errno::EACCES | Errno::EPERM) => Err(TransportError::Refused(format!(
+            "{} is closed to this user; the peer must allow other users",
+            path.display()
+        ))),
         Err(error) => Err(TransportError::Resource {
             what: "connecting to a peer",
             reason: format!("{}: {error}", path.display()),
         }),
     }
+}
+
+/// Removes what connectors of this user left in `base` that were killed. Best effort.
+fn sweep(base: &Path) {
+    let Ok(entries) = fs::read_dir(base) else { return };
+    for entry in entries.take(SWEPT).flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        // A symbolic link is not a directory here. Another user's can't be removed, so is not looked at.
+        let Ok(metadata) = entry.metadata() else { continue };
+        let ours = metadata.is_dir() && metadata.uid() == geteuid().as_raw();
+        let old = metadata.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age > SETTLED));
+        if ours && old && lock(&entry.path()).is_ok() {
+            remove(&entry.path());
+        }
+    }
+}
+
+fn lock(dir: &Path) -> io::Result<Flock<fs::File>> {
+    Flock::lock(fs::File::open(dir)?, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error.into())
 }
 
 fn spare() -> Option<fs::File> {
@@ -170,6 +211,27 @@ mod tests {
         drop(endpoint);
         assert!(!path.parent().unwrap().exists());
         assert!(matches!(dial(&path), Err(TransportError::PeerLost(_))));
+    }
+
+    #[test]
+    fn what_a_killed_connector_left_is_removed_by_the_next() {
+        let base = std::env::temp_dir().join(format!("sweep-{}", Uuid::new_v4().simple()));
+        fs::create_dir(&base).unwrap();
+        let config = LocalConfig::default().socket_dir(&base);
+        let live = Endpoint::new(&config).unwrap();
+        let (left, fresh) = (base.join(format!("{PREFIX}left")), base.join(format!("{PREFIX}fresh")));
+        for dir in [&left, &fresh] {
+            fs::create_dir(dir).unwrap();
+            drop(UnixListener::bind(dir.join(SOCKET)).unwrap());
+        }
+        let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        for dir in [&left, &live.dir] {
+            fs::File::open(dir).unwrap().set_modified(hour_ago).unwrap();
+        }
+        let next = Endpoint::new(&config).unwrap();
+        assert!(!left.exists() && fresh.exists() && live.path().exists());
+        drop((live, next));
+        fs::remove_dir_all(&base).unwrap();
     }
 
     #[test]

@@ -23,8 +23,12 @@
 //!
 //! # Limits
 //! The last step can't be certain for both sides: if a connection is lost after the serving side has completed
-//! an offer and before its OK arrives, the client reports [`PeerLost`](TransportError::PeerLost). Dropping the
-//! transport closes every connection, and peers fail at once.
+//! an offer and before its OK arrives, the client reports [`PeerLost`](TransportError::PeerLost).
+//!
+//! Dropping the transport ends everything: connections close, peers fail at once, leases end, and nothing here
+//! or in a peer writes to memory of this process any more. A peer process that was copying from it may go on
+//! for a slice or, while it is stopped, later; but it can't complete what it copied, because only this side
+//! could have confirmed it.
 
 mod attach;
 mod blob;

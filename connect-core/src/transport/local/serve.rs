@@ -35,14 +35,14 @@ const PULL_COST: u64 = 16 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct Server {
     pub(super) offers: Offers,
-    conns: HashMap<u64, ServerConn>,
+    pub(super) conns: HashMap<u64, ServerConn>,
     /// Writes that we copy out of their client's memory: (connection, request), in turn.
     pulls: VecDeque<(u64, u64)>,
 }
 
 /// A connection of a client.
 #[derive(Debug)]
-struct ServerConn {
+pub(super) struct ServerConn {
     watched: Watched,
     /// Who is there; `None` until it said so.
     client: Option<Greeted>,

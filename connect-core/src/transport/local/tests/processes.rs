@@ -1,11 +1,15 @@
 //! Two real processes: this test program starts itself again as the other side.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use super::*;
 
 const ROLE: &str = "CONNECT_LOCAL_TEST_ROLE";
+/// The user that owns nothing.
+const NOBODY: u32 = 65534;
+
 const SIZE: usize = 32 * 1024 * 1024;
 
 /// The other process. It does nothing unless it was started by a test below.
@@ -19,7 +23,7 @@ fn other_process() {
     let remote = [Region::new(Device::CPU, words[1].parse().unwrap(), SIZE as u64).unwrap()];
     let kind = if words[2] == "READ" { OperationKind::Read } else { OperationKind::Write };
     let way = if words[3] == "Stream" { Way::Stream } else { Way::Direct };
-    let mut client = transport(way.config(), "client");
+    let mut client = transport(way.config().allow_other_users(role == "stranger"), "client");
     let mut own = match kind {
         OperationKind::Read => Memory::zeroed(&[SIZE]),
         OperationKind::Write => Memory::pattern(&[SIZE]),
@@ -51,7 +55,11 @@ struct Other {
 
 impl Other {
     fn start(role: &str, way: Way, scene: &mut Scene) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        if role == "stranger" {
+            command.uid(NOBODY);
+        }
+        let mut child = command
             .args(["--exact", "--nocapture", "transport::local::tests::processes::other_process"])
             .env(ROLE, role)
             .stdin(Stdio::piped())
@@ -70,6 +78,33 @@ impl Drop for Other {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Only root can start a process of another user, and that user must be able to run this program.
+#[test]
+fn bytes_move_between_users_where_both_allow_it_and_by_the_socket() {
+    let program = std::env::current_exe().unwrap();
+    let check = Command::new(program).arg("--list").uid(NOBODY).stdout(Stdio::null()).status();
+    if !check.is_ok_and(|status| status.success()) {
+        return;
+    }
+    for allowed in [true, false] {
+        let mut scene = Scene::new(Way::Direct, OperationKind::Write, &[SIZE]);
+        let config = LocalConfig::default().socket_dir(std::env::temp_dir()).allow_other_users(allowed);
+        scene.server = transport(config, "server");
+        let regions = scene.offered.regions();
+        let offer = Offer { kind: OperationKind::Write, regions: &regions, key: KEY };
+        scene.blob = scene.server.offer(&offer).unwrap().1;
+        let mut other = Other::start("stranger", Way::Direct, &mut scene);
+        let status = until(|| {
+            if !scene.serve() {
+                scene.server.wait(Some(Duration::from_millis(10)));
+            }
+            other.child.try_wait().unwrap()
+        });
+        assert_eq!(status.success(), allowed);
+        assert_eq!(scene.events.len(), usize::from(allowed));
     }
 }
 
