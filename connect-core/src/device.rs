@@ -176,7 +176,9 @@ mod tests {
 
     #[test]
     fn names_that_only_look_like_devices_are_refused() {
-        for name in ["", "cudax", "cuda:", "cuda:-1", "cuda:abc", "cuda:0;f32", "cpu:1", "cuda:99999999999", "mps"] {
+        for name in
+            ["", "cudax", "cuda:", "cuda:-1", "cuda:abc", "cuda:0;f32", "cpu:1", "cuda:99999999999", "mps"]
+        {
             match name.parse::<Device>() {
                 // An empty index is the one shape where digits are vacuously all there are.
                 Ok(device) => panic!("{name:?} parsed as {device}"),

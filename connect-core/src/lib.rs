@@ -2,6 +2,7 @@
 
 mod device;
 mod error;
+pub mod layout;
 mod memory;
 mod op;
 pub mod transport;

@@ -132,7 +132,9 @@ pub enum MemoryError {
         second: usize,
     },
     /// More pieces than one operation takes.
-    #[error("{count} pieces are more than one operation takes ({max}); make the memory contiguous or split the operation")]
+    #[error(
+        "{count} pieces are more than one operation takes ({max}); make the memory contiguous or split the operation"
+    )]
     TooManyPieces {
         /// How many pieces there are.
         count: usize,

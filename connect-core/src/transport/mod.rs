@@ -14,10 +14,6 @@ use std::time::Duration;
 use crate::error::ErrorCategory;
 use crate::{Device, OperationKind, Region};
 
-
-
-
-
 /// Moves bytes between this process and its peers, and carries notifications.
 pub trait Transport {
     /// A short lower-case name: `local`, `nixl`.
@@ -98,7 +94,8 @@ impl TransportContext {
     pub fn allows(&self, name: &str) -> bool {
         self.allowed_workers.as_ref().is_none_or(|workers| {
             workers.iter().any(|worker| {
-                name.strip_prefix(worker.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+                name.strip_prefix(worker.as_str())
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
             })
         })
     }
