@@ -5,6 +5,7 @@ mod error;
 pub mod layout;
 mod memory;
 mod op;
+mod task;
 pub mod transport;
 pub mod wire;
 
@@ -12,3 +13,4 @@ pub use device::{Device, DeviceKind, ParseDeviceError};
 pub use error::{Context, Error, ErrorCategory, Failed, Recovered};
 pub use memory::{Descriptor, DescriptorMut, MemoryError, Region, SourceMemory, TargetMemory};
 pub use op::{OperationKind, OperationName, OperationStatus, Report};
+pub use task::{Task, Wait};
