@@ -94,7 +94,7 @@ pub struct ParseDeviceError {
 }
 
 impl ParseDeviceError {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         // A name from a peer ends up in logs, so its length is bounded here.
         Self { name: name.chars().take(32).collect() }
     }

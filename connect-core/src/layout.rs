@@ -3,10 +3,11 @@
 //! Offsets, strides and run lengths are in elements until [`regions`] turns them into bytes. Shapes may come
 //! from a peer, so every sum and product is checked, and no list grows past [`MAX_RUNS`].
 
+use crate::wire::MAX_DESCRIPTORS;
 use crate::{Device, MemoryError, Region};
 
 /// The most runs one view may have: what one operation takes as descriptors.
-pub const MAX_RUNS: usize = 65_536;
+pub const MAX_RUNS: usize = MAX_DESCRIPTORS;
 
 /// Runs that any view may have, however short they are. A descriptor costs some hundred nanoseconds on either
 /// side, so this many are lost in the noise of a single operation.

@@ -1,7 +1,7 @@
 //! Why a document from a peer was refused.
 
 use crate::memory::MemoryError;
-use crate::{OperationKind, ParseDeviceError};
+use crate::{Device, OperationKind, ParseDeviceError};
 
 /// Why a metadata document or tensor envelope was refused. Nothing was done with the addresses in it (P5).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +35,27 @@ pub enum MetadataError {
         index: usize,
         /// What is wrong with it.
         source: MemoryError,
+    },
+    /// The descriptors' lengths add up to more than 64 bits can count.
+    #[error("the descriptors' sizes add up to 2^64 bytes or more")]
+    TotalOverflow,
+    /// The document offers memory of several kinds. One operation moves one kind; split it.
+    #[error(
+        "the document offers memory of several kinds: descriptor 0 on {first}, descriptor {index} on {other}"
+    )]
+    MixedDevices {
+        /// The first descriptor's device.
+        first: Device,
+        /// Which descriptor differs.
+        index: usize,
+        /// And where it is.
+        other: Device,
+    },
+    /// The document's kind of operation is none.
+    #[error("operation_kind {value} is neither 1 (READ) nor 2 (WRITE)")]
+    UnknownKind {
+        /// The value in the document.
+        value: u64,
     },
     /// There are no descriptors.
     #[error("the document has no descriptors")]
@@ -103,6 +124,30 @@ pub enum MetadataError {
     Tensor {
         /// Which tensor.
         name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// More tensors than an envelope takes.
+    #[error("{count} tensors are more than the limit of {max}")]
+    TooManyTensors {
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// The envelope has descriptors that belong to none of its tensors.
+    #[error("the tensors cover {covered} descriptors, but the document has {count}")]
+    DescriptorsLeftOver {
+        /// Descriptors that belong to a tensor.
+        covered: usize,
+        /// Descriptors there are.
+        count: usize,
+    },
+    /// A field's value is none of those it may have.
+    #[error("{field}: {reason}")]
+    Field {
+        /// Which field.
+        field: &'static str,
         /// What is wrong with it.
         reason: String,
     },

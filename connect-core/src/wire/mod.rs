@@ -1,5 +1,27 @@
 //! The documents that travel over the user's side channel, and their bounded codecs.
+//!
+//! A document is input from somebody else. Each reader here checks the length before it parses, bounds
+//! every list and everything that is inflated, takes no number for another, and refuses what it does not
+//! know by name; what it returns is valid, and stays so (P5). Whether the agent inside is the right one is
+//! for the transport to find out.
 
+mod blob;
+mod descriptor;
+mod envelope;
 mod error;
+mod extra;
+mod json;
+mod media;
+mod metadata;
+mod tensor;
+mod transfer_spec;
 
+pub use blob::MAX_BLOB_BYTES;
+pub use descriptor::SerializedDescriptor;
+pub use envelope::{ENVELOPE_VERSION, MAX_ENVELOPE_BYTES, MAX_TENSORS, TensorEnvelope};
 pub use error::MetadataError;
+pub use media::{MEDIA_TENSOR_NAME, MediaDescriptor};
+pub use metadata::{MAX_DESCRIPTORS, MAX_DOCUMENT_BYTES, MAX_NOTIFICATION_KEY_BYTES, RdmaMetadata};
+pub use tensor::{MAX_DIMS, MAX_TENSOR_NAME_BYTES, TensorSpec};
+
+use crate::op::OperationKind;
