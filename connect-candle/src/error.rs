@@ -30,7 +30,9 @@ pub enum TensorError {
         lacking: &'static str,
     },
     /// A view of elements that Candle holds as opaque bytes.
-    #[error("{tensor} is part of a storage of opaque elements, which can only move as a whole; send the tensor it was cut from")]
+    #[error(
+        "{tensor} is part of a storage of opaque elements, which can only move as a whole; send the tensor it was cut from"
+    )]
     OpaqueView {
         /// Which tensor.
         tensor: TensorInfo,

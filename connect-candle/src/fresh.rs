@@ -1,5 +1,8 @@
 //! Buffers that become tensors: memory of the right element type that no tensor knows until it is filled.
-#![expect(unsafe_code, reason = "implements TargetMemory for vectors whose length is set once they are filled")]
+#![expect(
+    unsafe_code,
+    reason = "implements TargetMemory for vectors whose length is set once they are filled"
+)]
 
 use bytemuck::Zeroable;
 use candle_core::{CpuStorage, DType};
@@ -45,7 +48,12 @@ impl FreshTensors {
     ///
     /// # Errors
     /// The shape is larger than the address space or than the memory there is, or has not the peer's bytes.
-    pub(crate) fn add(&mut self, info: &TensorInfo, content: Content, peer: &[u64]) -> Result<(), TensorError> {
+    pub(crate) fn add(
+        &mut self,
+        info: &TensorInfo,
+        content: Content,
+        peer: &[u64],
+    ) -> Result<(), TensorError> {
         let elements = info.shape.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
         let bytes = elements.and_then(|elements| view::byte_len(info.dtype, elements)).unwrap_or(u64::MAX);
         let allocation = || TensorError::Allocation { name: info.name.clone(), bytes };
@@ -138,10 +146,8 @@ mod tests {
                 fresh.add(&info, content, &[bytes]).unwrap();
                 assert_eq!(fresh.regions().iter().map(Region::len).collect::<Vec<_>>(), [bytes], "{dtype:?}");
                 let Fresh { storage, len, .. } = &fresh.tensors[0];
-                with_vec!(storage, vec => {
-                    assert!(vec.is_empty() && vec.capacity() >= *len);
-                    assert_eq!(len * size_of_val(&vec.spare_capacity()[0]), bytes as usize);
-                });
+                with_vec!(storage, vec => assert!(vec.is_empty() && vec.capacity() >= *len));
+                assert_eq!(len * view::element_bytes(storage), bytes as usize);
             }
         }
     }

@@ -5,8 +5,8 @@ use std::future::IntoFuture;
 
 use candle_core::{DType, Shape, Storage, Tensor};
 use connect_core::{
-    Connector, Error, Failed, OperationStatus, RdmaMetadata, Received, Report, Task, TensorEnvelope, TensorSpec, Wait,
-    WritableOperation,
+    Connector, Error, Failed, OperationStatus, RdmaMetadata, Received, Report, Task, TensorEnvelope,
+    TensorSpec, Wait, WritableOperation,
 };
 
 use crate::Pending;
@@ -76,7 +76,11 @@ pub fn recv_new(connector: &Connector, envelope: &TensorEnvelope) -> Pending<Nam
 /// # Errors
 /// [`TensorError::Empty`] for a shape without elements, [`TensorError::Allocation`],
 /// [`TensorError::Operation`].
-pub fn recv_writable(connector: &Connector, dtype: DType, shape: impl Into<Shape>) -> Pending<WritableTensor> {
+pub fn recv_writable(
+    connector: &Connector,
+    dtype: DType,
+    shape: impl Into<Shape>,
+) -> Pending<WritableTensor> {
     let (fresh, spec) = match fresh_writable(dtype, &shape.into()) {
         Ok(fresh) => fresh,
         Err(error) => return Task::ready(Err(error)),

@@ -5,8 +5,8 @@ use std::future::IntoFuture;
 
 use candle_core::Tensor;
 use connect_core::{
-    Completion, Connector, Error, OperationStatus, RdmaMetadata, ReadableOperation, Report, Task, TensorEnvelope,
-    TensorSpec,
+    Completion, Connector, Error, OperationStatus, RdmaMetadata, ReadableOperation, Report, Task,
+    TensorEnvelope, TensorSpec,
 };
 
 use crate::Pending;
@@ -195,9 +195,9 @@ pub(crate) fn send_into(tensor: &Tensor, connector: &Connector, metadata: &RdmaM
         Err(error) => return Task::ready(Err(error)),
     };
     Task::after(connector.begin_write(source, metadata), |begun| match begun {
-        Ok(operation) => {
-            Task::after(operation.wait_for_completion(), |ended| Task::ready(ended.map_err(TensorError::from)))
-        }
+        Ok(operation) => Task::after(operation.wait_for_completion(), |ended| {
+            Task::ready(ended.map_err(TensorError::from))
+        }),
         Err(error) => Task::ready(Err(error.into())),
     })
 }

@@ -31,7 +31,8 @@ macro_rules! with_vec {
 pub(crate) use with_vec;
 
 /// Why Candle tensors off the CPU are refused for now.
-const NOT_CPU: &str = "only CPU tensors can move with this build; move it with `to_device(&Device::Cpu)` first";
+const NOT_CPU: &str =
+    "only CPU tensors can move with this build; move it with `to_device(&Device::Cpu)` first";
 
 /// The storage, if it is in system memory.
 pub(crate) fn cpu<'a>(storage: &'a Storage, info: &TensorInfo) -> Result<&'a CpuStorage, TensorError> {
@@ -137,7 +138,7 @@ pub(crate) fn refused(info: &TensorInfo, source: LayoutError) -> TensorError {
 }
 
 /// Bytes of what the storage's vector holds: of an element, or 1 where the elements are opaque bytes.
-fn element_bytes(storage: &CpuStorage) -> usize {
+pub(crate) fn element_bytes(storage: &CpuStorage) -> usize {
     fn size<T>(_: &[T]) -> usize {
         size_of::<T>()
     }

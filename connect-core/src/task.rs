@@ -150,9 +150,7 @@ mod tests {
     }
 
     fn chain() -> Task<i32, ParseIntError> {
-        Task::after(Later(false), |a| {
-            Task::after(parse("4"), move |b| Task::ready(b.map(|b| a * b)))
-        })
+        Task::after(Later(false), |a| Task::after(parse("4"), move |b| Task::ready(b.map(|b| a * b))))
     }
 
     #[test]
