@@ -44,6 +44,20 @@ pub enum Error {
         /// Which operation.
         context: Box<Context>,
     },
+    /// A worker id that can't be used.
+    #[error("worker id {id:?} can't be used: {reason}")]
+    WorkerId {
+        /// The id, shortened.
+        id: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The transport could not be started on this machine. The source says what is missing.
+    #[error("the connector could not be started: {source}")]
+    Start {
+        /// What the transport said.
+        source: TransportError,
+    },
     /// The connector is shut down, or its driver thread is gone.
     #[error("the connector is shut down")]
     ShutDown,
@@ -84,9 +98,9 @@ impl Error {
     /// Whose side the failure is on.
     pub fn category(&self) -> ErrorCategory {
         match self {
-            Self::Memory(_) | Self::ShutDown => ErrorCategory::Local,
+            Self::Memory(_) | Self::WorkerId { .. } | Self::ShutDown => ErrorCategory::Local,
             Self::Metadata(_) => ErrorCategory::Protocol,
-            Self::Transport { source, .. } => source.category(),
+            Self::Transport { source, .. } | Self::Start { source } => source.category(),
             Self::DeadlineExceeded { .. } => ErrorCategory::Deadline,
             Self::Cancelled { .. } => ErrorCategory::Cancelled,
         }
@@ -98,9 +112,13 @@ impl Error {
     /// local shortage need not.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Memory(_) | Self::Metadata(_) | Self::Cancelled { .. } | Self::ShutDown => false,
+            Self::Memory(_)
+            | Self::Metadata(_)
+            | Self::Cancelled { .. }
+            | Self::WorkerId { .. }
+            | Self::ShutDown => false,
             Self::DeadlineExceeded { .. } => true,
-            Self::Transport { source, .. } => source.is_retryable(),
+            Self::Transport { source, .. } | Self::Start { source } => source.is_retryable(),
         }
     }
 

@@ -5,6 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use crate::op::{Completion, Pending};
+
 /// Something that ends by itself, and can be awaited or waited for.
 pub trait Wait: Future + Send + Unpin + 'static {
     /// Blocks the calling thread until the result is there.
@@ -82,6 +84,18 @@ impl<T, E> Future for Task<T, E> {
 impl<T: Send + 'static, E: Send + 'static> Wait for Task<T, E> {
     fn wait(self) -> Self::Output {
         Task::wait(self)
+    }
+}
+
+impl<T: Send + 'static, E: Send + 'static> Wait for Pending<T, E> {
+    fn wait(self) -> Self::Output {
+        Pending::wait(self)
+    }
+}
+
+impl<T: 'static, E: 'static> Wait for Completion<T, E> {
+    fn wait(self) -> Self::Output {
+        Completion::wait(self)
     }
 }
 

@@ -1,2 +1,66 @@
-//! Set-up and test driver.
-fn main() {}
+//! Set-up and test driver of the workspace: `cargo xtask <command>`.
+//!
+//! It runs pip and cargo in the right order with the right environment and holds no logic of the library.
+
+mod bench;
+mod cargo;
+mod check;
+mod demo;
+mod env;
+mod layout;
+mod process;
+mod setup;
+mod verify;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Times are those of two cores and a fast line, from a clean clone; later runs reuse what was built.
+const TIMES: &str = "\
+How long they take (two cores, fast line; first run, then later runs):
+  (any)    half a minute to build xtask itself
+  setup    75 s for all, 4 s for --nixl; then under 1 s
+  demo     2 min to build; then seconds
+  test     20 to 30 min; then a few minutes
+  verify   10 min or more, by design
+  bench    3 min to build; then 1 to 2 min
+
+Start with `cargo xtask demo`. It needs neither NIXL nor Python.";
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Set-up and test driver of connect", after_help = TIMES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fetch what the registries hold into .connect/ (nothing is installed outside the clone)
+    Setup(setup::Args),
+    /// Print the variables a program outside this workspace needs to use what set-up fetched
+    Env,
+    /// Move a checkpoint between two processes and show how fast it went
+    Demo(demo::Args),
+    /// Run everything CI runs, each step with its time
+    Test(check::Args),
+    /// Run the long checks: more schedules, more kills, more random layouts
+    Verify(verify::Args),
+    /// Compare with the Python original, side by side on this machine
+    Bench(bench::Args),
+}
+
+fn main() -> Result<()> {
+    let Some(command) = Cli::parse().command else {
+        Cli::command().print_help()?;
+        return Ok(());
+    };
+    match command {
+        Command::Setup(args) => setup::run(&args),
+        Command::Env => env::run(),
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => check::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    }
+}

@@ -9,7 +9,8 @@ mod descriptor;
 mod region;
 
 pub use descriptor::{Descriptor, DescriptorMut};
-pub use region::{MemoryError, Region};
+pub(crate) use region::check_regions;
+pub use region::{MAX_DESCRIPTORS, MemoryError, Region};
 
 /// Memory that a peer may read while an operation holds it.
 ///

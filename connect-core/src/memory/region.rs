@@ -153,6 +153,34 @@ pub enum MemoryError {
     },
 }
 
+/// Most pieces of memory in one operation, and most descriptors in one document.
+///
+/// A hand-off of 1,024 KV blocks over 64 layers, a descriptor for each, has this many; so does a prompt of
+/// 16,384 tokens in blocks of 16 over 64 layers. Longer ones are handed off in several operations.
+pub const MAX_DESCRIPTORS: usize = 65_536;
+
+/// What one operation asks of its memory beyond each region being valid: there is some, not in too many
+/// pieces, of one kind, and targets do not overlap.
+pub(crate) fn check_regions(regions: &[Region], is_target: bool) -> Result<(), MemoryError> {
+    let Some(first) = regions.first() else { return Err(MemoryError::Empty) };
+    if regions.len() > MAX_DESCRIPTORS {
+        return Err(MemoryError::TooManyPieces { count: regions.len(), max: MAX_DESCRIPTORS });
+    }
+    let kind = first.device.kind();
+    if let Some(index) = regions.iter().position(|region| region.device.kind() != kind) {
+        return Err(MemoryError::MixedDevices { first: first.device, index, other: regions[index].device });
+    }
+    if is_target && regions.len() > 1 {
+        let mut order: Vec<usize> = (0..regions.len()).collect();
+        order.sort_unstable_by_key(|&i| (regions[i].device, regions[i].addr));
+        if let Some(pair) = order.windows(2).find(|pair| regions[pair[0]].overlaps(&regions[pair[1]])) {
+            let (first, second) = (pair[0].min(pair[1]), pair[0].max(pair[1]));
+            return Err(MemoryError::Overlap { first, second });
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +203,19 @@ mod tests {
         #[expect(clippy::reversed_empty_ranges, reason = "that is the point")]
         let reversed = region.slice(5..4);
         assert!(matches!(reversed, Err(MemoryError::OutOfBounds { .. })));
+    }
+
+    #[test]
+    fn an_operation_takes_some_memory_of_one_kind_and_no_overlapping_targets() {
+        let region = |addr, len| Region::new(Device::CPU, addr, len).unwrap();
+        assert_eq!(check_regions(&[], false), Err(MemoryError::Empty));
+        let overlapping = [region(200, 8), region(100, 10), region(109, 4)];
+        assert_eq!(check_regions(&overlapping, false), Ok(()));
+        assert_eq!(check_regions(&overlapping, true), Err(MemoryError::Overlap { first: 1, second: 2 }));
+        let mixed = [region(100, 10), Region::new(Device::cuda(0), 100, 10).unwrap()];
+        assert!(matches!(check_regions(&mixed, true), Err(MemoryError::MixedDevices { index: 1, .. })));
+        let many = vec![region(100, 1); MAX_DESCRIPTORS + 1];
+        assert!(matches!(check_regions(&many, false), Err(MemoryError::TooManyPieces { .. })));
     }
 
     #[test]

@@ -1,7 +1,17 @@
 //! The four operations: their vocabulary here, their handles and their state machine in the modules below.
 
+mod active;
+mod passive;
+pub(crate) mod pending;
+pub(crate) mod slot;
+pub(crate) mod state;
+
 use std::fmt;
 use std::time::Duration;
+
+pub use active::{ReadOperation, WriteOperation};
+pub use passive::{ReadableOperation, WritableOperation};
+pub use pending::{Completion, Pending};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -90,7 +100,7 @@ impl fmt::Display for OperationStatus {
     }
 }
 
-/// Which of the four operations.
+/// Which of the four operations, or one of the two requests that move nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OperationName {
@@ -102,19 +112,24 @@ pub enum OperationName {
     Read,
     /// Writes a peer's writable memory.
     Write,
+    /// Gets to know a peer.
+    Connect,
+    /// Ends the connector.
+    ShutDown,
 }
 
 impl OperationName {
     /// Whether this side only waits while the peer acts.
-    pub const fn is_passive(self) -> bool {
+    pub(crate) const fn is_passive(self) -> bool {
         matches!(self, Self::Readable | Self::Writable)
     }
 
     /// The direction of the bytes.
-    pub const fn kind(self) -> OperationKind {
+    pub(crate) const fn kind(self) -> OperationKind {
         match self {
-            Self::Readable | Self::Read => OperationKind::Read,
             Self::Writable | Self::Write => OperationKind::Write,
+            // The last two move nothing.
+            Self::Readable | Self::Read | Self::Connect | Self::ShutDown => OperationKind::Read,
         }
     }
 }
@@ -126,6 +141,8 @@ impl fmt::Display for OperationName {
             Self::Writable => "writable",
             Self::Read => "read",
             Self::Write => "write",
+            Self::Connect => "connect",
+            Self::ShutDown => "shutdown",
         })
     }
 }
@@ -157,4 +174,13 @@ impl Report {
     pub fn gigabytes_per_second(&self) -> f64 {
         self.bytes as f64 / self.transfer.as_secs_f64().max(1e-9) / 1e9
     }
+}
+
+/// What a completed operation over targets gives back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received<M> {
+    /// The memory, filled.
+    pub memory: M,
+    /// What was moved, and how long it took.
+    pub report: Report,
 }

@@ -14,6 +14,11 @@ use std::time::Duration;
 use crate::error::ErrorCategory;
 use crate::{Device, OperationKind, Region};
 
+pub(crate) mod closed;
+pub mod local;
+#[cfg(feature = "nixl")]
+pub mod nixl;
+
 /// Moves bytes between this process and its peers, and carries notifications.
 pub trait Transport {
     /// A short lower-case name: `local`, `nixl`.
@@ -45,7 +50,10 @@ pub trait Transport {
     /// is cheap. Must refuse a damaged or foreign blob before any address in it is used.
     fn connect(&mut self, blob: &[u8]) -> Result<(PeerId, String), TransportError>;
 
-    /// Prepares a transfer and posts its first slice.
+    /// Forgets a peer that no new transfer will name. Transfers in flight with it go on.
+    fn forget(&mut self, peer: PeerId);
+
+    /// Prepares a transfer. The first slice may be posted here or by the first [`poll`](Self::poll).
     ///
     /// The caller keeps the local memory alive until [`release`](Self::release) says
     /// [`Quiescence::Quiet`].
@@ -57,6 +65,9 @@ pub trait Transport {
     /// Ends a transfer in whatever state it is. `Busy` means that its memory may still be touched; call
     /// again later. After `Quiet` the id is forgotten.
     fn release(&mut self, id: TransferId) -> Quiescence;
+
+    /// Whether a transfer may still move bytes in a way that dropping the transport would not end.
+    fn has_transfers_in_flight(&self) -> bool;
 
     /// Drives whatever is not a transfer of ours (incoming requests, notifications) and appends what
     /// happened to `events`. Returns whether there was anything to do.

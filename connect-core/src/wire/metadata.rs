@@ -8,13 +8,8 @@ use super::blob::{self, MAX_BLOB_BYTES};
 use super::descriptor::{RawDescriptor, SerializedDescriptor};
 use super::json::{self, List, Object};
 use super::{MetadataError, OperationKind};
+use crate::memory::MAX_DESCRIPTORS;
 use crate::memory::Region;
-
-/// Most descriptors in one document.
-///
-/// A hand-off of 1,024 KV blocks over 64 layers, a descriptor for each, has this many; so does a prompt of
-/// 16,384 tokens in blocks of 16. Longer ones are handed off in several operations.
-pub const MAX_DESCRIPTORS: usize = 65_536;
 
 /// Largest document.
 ///

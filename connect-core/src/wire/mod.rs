@@ -16,12 +16,13 @@ mod metadata;
 mod tensor;
 mod transfer_spec;
 
+pub use crate::memory::MAX_DESCRIPTORS;
 pub use blob::MAX_BLOB_BYTES;
 pub use descriptor::SerializedDescriptor;
 pub use envelope::{ENVELOPE_VERSION, MAX_ENVELOPE_BYTES, MAX_TENSORS, TensorEnvelope};
 pub use error::MetadataError;
 pub use media::{MEDIA_TENSOR_NAME, MediaDescriptor};
-pub use metadata::{MAX_DESCRIPTORS, MAX_DOCUMENT_BYTES, MAX_NOTIFICATION_KEY_BYTES, RdmaMetadata};
+pub use metadata::{MAX_DOCUMENT_BYTES, MAX_NOTIFICATION_KEY_BYTES, RdmaMetadata};
 pub use tensor::{MAX_DIMS, MAX_TENSOR_NAME_BYTES, TensorSpec};
 
 use crate::op::OperationKind;

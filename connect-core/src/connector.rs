@@ -1,0 +1,404 @@
+//! [`Connector`]: where operations come from.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use crate::deadline::Deadline;
+use crate::driver::{self, Command, Deadlines, OpInfo, Port, Request, Start};
+use crate::error::{Error, Failed, Recovered};
+use crate::memory::check_regions;
+use crate::op::pending::{Handle, source_ended, target_ended};
+use crate::op::slot::Slot;
+use crate::op::{
+    OperationName, Pending, ReadOperation, ReadableOperation, WritableOperation, WriteOperation,
+};
+use crate::stats::{self, Counters, Stats};
+use crate::transport::local::LocalConfig;
+use crate::transport::{TransportContext, TransportFactory};
+use crate::wire::RdmaMetadata;
+use crate::{Region, SourceMemory, TargetMemory};
+
+/// Offers memory to peers, and reads and writes the memory that peers offer.
+///
+/// A connector owns one transport and the thread that drives it. Clones share both; when the last clone and
+/// the last operation are gone, the transport is closed and the thread ends. One connector per process is
+/// the rule: operations on it run side by side.
+///
+/// ```
+/// use connect_core::{Connector, RdmaMetadata};
+///
+/// let (sender, receiver) = (Connector::local()?, Connector::local()?); // usually in two processes
+///
+/// let offer = sender.create_readable(vec![1.0f32, 2.0, 3.0]).wait()?;
+/// let json = offer.metadata().to_json(); // travels over HTTP, a pipe, NATS ...
+///
+/// let metadata = RdmaMetadata::from_json(&json)?;
+/// let received = receiver.begin_read(&metadata, vec![0f32; 3]).wait()?.wait_for_completion().wait()?;
+/// assert_eq!(received.memory, [1.0, 2.0, 3.0]);
+/// assert_eq!(offer.wait_for_completion().wait()?.bytes, 12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Connector {
+    core: Arc<Core>,
+    deadline: Deadline,
+}
+
+/// What clones and operations share.
+pub(crate) struct Core {
+    pub(crate) port: Port,
+    deadlines: Arc<Deadlines>,
+    counters: Arc<Counters>,
+    next_id: AtomicU64,
+    worker_id: String,
+    transport: &'static str,
+    backend: String,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        // Does not wait: what is in flight is drained in the background, and the thread ends with it.
+        let _ = self.port.send(Command::Abandon);
+    }
+}
+
+impl Connector {
+    /// A connector over the embedded `local` transport, with defaults throughout: it moves memory between
+    /// processes of one host and needs nothing installed.
+    ///
+    /// # Errors
+    /// [`Error::Start`] when the system refuses a socket or a thread.
+    pub fn local() -> Result<Self, Error> {
+        Self::builder().build()
+    }
+
+    /// Chooses a worker id, a transport, deadlines and an allow-list.
+    pub fn builder() -> ConnectorBuilder {
+        ConnectorBuilder::default()
+    }
+
+    /// The same connector, with another deadline for the operations created through this value.
+    pub fn with_deadline(&self, deadline: impl Into<Deadline>) -> Self {
+        Self { core: Arc::clone(&self.core), deadline: deadline.into() }
+    }
+
+    /// This worker's id.
+    pub fn worker_id(&self) -> &str {
+        &self.core.worker_id
+    }
+
+    /// The transport: `local` or `nixl`.
+    pub fn transport(&self) -> &'static str {
+        self.core.transport
+    }
+
+    /// The engine underneath: `local`, or for NIXL its backend, such as `UCX`.
+    pub fn backend(&self) -> &str {
+        &self.core.backend
+    }
+
+    /// Offers memory for one peer to read.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the memory can't be offered, [`Error::Transport`] when the transport can't
+    /// reach it.
+    pub fn create_readable<M: SourceMemory>(&self, memory: M) -> Pending<ReadableOperation> {
+        let memory = Box::new(memory);
+        let regions = memory.regions();
+        match self.submit(OperationName::Readable, regions, None) {
+            Ok(submit) => submit.send(memory, ReadableOperation::new, source_ended),
+            Err(error) => Pending::refused(error),
+        }
+    }
+
+    /// Offers memory for one peer to write.
+    ///
+    /// # Errors
+    /// As [`create_readable`](Self::create_readable); the memory comes back with the error.
+    pub fn create_writable<M: TargetMemory>(&self, memory: M) -> Pending<WritableOperation<M>, Failed<M>> {
+        let mut memory = Box::new(memory);
+        let regions = memory.regions();
+        match self.submit(OperationName::Writable, regions, None) {
+            Ok(submit) => submit.send(memory, WritableOperation::new, target_ended),
+            Err(error) => Pending::refused(Failed { error, memory: Recovered::Returned(*memory) }),
+        }
+    }
+
+    /// Reads the memory behind a readable operation's metadata into `memory`, which must have as many
+    /// pieces of the same lengths. The transfer begins at once.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], [`Error::Metadata`] when the document is malformed or does not fit,
+    /// [`Error::Transport`] when the peer can't be reached or refuses; the memory comes back with the error.
+    pub fn begin_read<M: TargetMemory>(
+        &self,
+        metadata: &RdmaMetadata,
+        memory: M,
+    ) -> Pending<ReadOperation<M>, Failed<M>> {
+        let mut memory = Box::new(memory);
+        let regions = memory.regions();
+        match self.submit(OperationName::Read, regions, Some(metadata)) {
+            Ok(submit) => submit.send(memory, ReadOperation::new, target_ended),
+            Err(error) => Pending::refused(Failed { error, memory: Recovered::Returned(*memory) }),
+        }
+    }
+
+    /// Writes `memory` to the memory behind a writable operation's metadata, which must have as many pieces
+    /// of the same lengths. The transfer begins at once.
+    ///
+    /// # Errors
+    /// As [`begin_read`](Self::begin_read).
+    pub fn begin_write<M: SourceMemory>(
+        &self,
+        memory: M,
+        metadata: &RdmaMetadata,
+    ) -> Pending<WriteOperation> {
+        let memory = Box::new(memory);
+        let regions = memory.regions();
+        match self.submit(OperationName::Write, regions, Some(metadata)) {
+            Ok(submit) => submit.send(memory, WriteOperation::new, source_ended),
+            Err(error) => Pending::refused(error),
+        }
+    }
+
+    /// Gets to know the peer behind `metadata` ahead of the first transfer, and returns its name. A first
+    /// connection over NIXL takes tens of milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::Metadata`] or [`Error::Transport`].
+    pub fn connect(&self, metadata: &RdmaMetadata) -> Pending<String> {
+        let handle = self.request(OperationName::Connect, self.deadline);
+        let command = Command::Connect(Request(Arc::clone(&handle.info)), metadata.clone());
+        self.ask(handle, command, |_, opened| opened.peer.unwrap_or_default())
+    }
+
+    /// Ends every operation, closes the transport and waits until nothing is in flight, at most until
+    /// `deadline`. Operations that are still open end with [`Error::ShutDown`]; new ones are refused.
+    ///
+    /// # Errors
+    /// [`Error::DeadlineExceeded`] when a transfer would not end in time. Its memory stays parked, and the
+    /// connector goes on waiting for it in the background.
+    pub fn shutdown(&self, deadline: impl Into<Deadline>) -> Pending<()> {
+        let handle = self.request(OperationName::ShutDown, deadline.into());
+        let command = Command::ShutDown(Request(Arc::clone(&handle.info)));
+        self.ask(handle, command, |_, _| ())
+    }
+
+    /// What the connector has done so far.
+    pub fn stats(&self) -> Stats {
+        self.core.counters.snapshot()
+    }
+
+    /// Everything that can be refused without asking the driver is refused here, on the caller's thread.
+    fn submit(
+        &self,
+        name: OperationName,
+        regions: Vec<Region>,
+        remote: Option<&RdmaMetadata>,
+    ) -> Result<Submit, Error> {
+        let is_target = matches!(name, OperationName::Writable | OperationName::Read);
+        check_regions(&regions, is_target)?;
+        if let Some(metadata) = remote {
+            metadata.check_against(name.kind(), &regions)?;
+        }
+        let bytes = regions.iter().map(Region::len).sum();
+        let info = self.info(name, bytes, regions.len(), self.deadline);
+        stats::add(&self.core.counters.started, 1);
+        Ok(Submit { core: Arc::clone(&self.core), info, regions, remote: remote.cloned() })
+    }
+
+    fn request(&self, name: OperationName, deadline: Deadline) -> Handle {
+        Handle { info: self.info(name, 0, 0, deadline), core: Arc::clone(&self.core) }
+    }
+
+    fn ask<T>(
+        &self,
+        handle: Handle,
+        command: Command,
+        opened: fn(Handle, crate::op::slot::Opened) -> T,
+    ) -> Pending<T> {
+        self.core.deadlines.insert(&handle.info);
+        // A command that can't be sent answers for itself when it is dropped.
+        drop(self.core.port.send(command));
+        Pending::new(handle, opened, source_ended)
+    }
+
+    fn info(&self, name: OperationName, bytes: u64, descriptors: usize, deadline: Deadline) -> Arc<OpInfo> {
+        let id = self.core.next_id.fetch_add(1, Ordering::Relaxed);
+        let created = Instant::now();
+        Arc::new(OpInfo {
+            id,
+            name,
+            transport: self.core.transport,
+            bytes,
+            descriptors,
+            created,
+            deadline: deadline.resolve(created),
+            peer: OnceLock::new(),
+            slot: Slot::new(),
+            span: tracing::debug_span!("connect", operation = %name, id, bytes, descriptors),
+            counters: Arc::clone(&self.core.counters),
+        })
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector")
+            .field("worker_id", &self.core.worker_id)
+            .field("transport", &self.core.transport)
+            .field("backend", &self.core.backend)
+            .field("deadline", &self.deadline)
+            .finish()
+    }
+}
+
+/// A checked operation on its way to the driver.
+struct Submit {
+    core: Arc<Core>,
+    info: Arc<OpInfo>,
+    regions: Vec<Region>,
+    remote: Option<RdmaMetadata>,
+}
+
+impl Submit {
+    fn send<M: Send + 'static, T, E>(
+        self,
+        memory: Box<M>,
+        opened: fn(Handle, crate::op::slot::Opened) -> T,
+        ended: fn(crate::op::slot::Outcome) -> E,
+    ) -> Pending<T, E> {
+        let start = Start {
+            info: Arc::clone(&self.info),
+            regions: self.regions,
+            memory: Some(memory),
+            remote: self.remote,
+        };
+        self.core.deadlines.insert(&self.info);
+        // A start that can't be sent answers for itself when it is dropped.
+        drop(self.core.port.send(Command::Start(Box::new(start))));
+        Pending::new(Handle { info: self.info, core: self.core }, opened, ended)
+    }
+}
+
+/// Configures a [`Connector`].
+#[must_use = "nothing is built before `build`"]
+pub struct ConnectorBuilder {
+    worker_id: Option<String>,
+    deadline: Deadline,
+    allowed_workers: Option<Vec<String>>,
+    transport: TransportFactory,
+}
+
+impl Default for ConnectorBuilder {
+    fn default() -> Self {
+        Self {
+            worker_id: None,
+            deadline: Deadline::DEFAULT,
+            allowed_workers: None,
+            transport: LocalConfig::default().factory(),
+        }
+    }
+}
+
+/// The longest worker id. Names travel in every blob and end up in logs; a UUID has 36 characters.
+const MAX_WORKER_ID: usize = 128;
+
+impl ConnectorBuilder {
+    /// Names the worker; by default a random UUID in hex, as in the original. Peers see the name followed
+    /// by a random incarnation, so that a restarted worker is never taken for its predecessor (P4).
+    pub fn worker_id(mut self, id: impl Into<String>) -> Self {
+        self.worker_id = Some(id.into());
+        self
+    }
+
+    /// The deadline of operations that set none of their own; 30 s unless set.
+    pub fn default_deadline(mut self, deadline: impl Into<Deadline>) -> Self {
+        self.deadline = deadline.into();
+        self
+    }
+
+    /// Talks to these workers only. Metadata of others is refused before an address in it is used.
+    pub fn allow_workers<I: IntoIterator<Item = S>, S: Into<String>>(mut self, workers: I) -> Self {
+        self.allowed_workers = Some(workers.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Uses the embedded transport with this configuration.
+    pub fn local(mut self, config: LocalConfig) -> Self {
+        self.transport = config.factory();
+        self
+    }
+
+    /// Uses NIXL, found at run time.
+    #[cfg(feature = "nixl")]
+    pub fn nixl(mut self, config: crate::transport::nixl::NixlConfig) -> Self {
+        self.transport = config.factory();
+        self
+    }
+
+    /// Uses a transport of your own. The [`Transport`](crate::transport::Transport) trait is not stable yet.
+    pub fn transport(mut self, factory: TransportFactory) -> Self {
+        self.transport = factory;
+        self
+    }
+
+    /// Starts the connector. This blocks until the transport is up: microseconds for `local`, about half a
+    /// second for the first NIXL agent of a process.
+    ///
+    /// # Errors
+    /// [`Error::WorkerId`] for an unusable name, [`Error::Start`] when the transport can't be had here.
+    pub fn build(self) -> Result<Connector, Error> {
+        let worker_id = self.worker_id.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
+        check_worker_id(&worker_id)?;
+        let incarnation = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
+        let context = TransportContext {
+            worker_id: worker_id.clone(),
+            incarnation,
+            allowed_workers: self.allowed_workers,
+        };
+        let counters = Arc::new(Counters::default());
+        let deadlines = Deadlines::start("connect-deadline".to_owned()).map_err(|error| Error::Start {
+            source: crate::transport::TransportError::resource("starting the deadline thread", error),
+        })?;
+        let (port, inbox) = driver::channel();
+        let ready =
+            driver::start(self.transport, context, inbox, Arc::clone(&deadlines), Arc::clone(&counters))
+                .map_err(|source| Error::Start { source })?;
+        let core = Core {
+            port,
+            deadlines,
+            counters,
+            next_id: AtomicU64::new(1),
+            worker_id,
+            transport: ready.transport,
+            backend: ready.backend,
+        };
+        Ok(Connector { core: Arc::new(core), deadline: self.deadline })
+    }
+}
+
+impl fmt::Debug for ConnectorBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectorBuilder")
+            .field("worker_id", &self.worker_id)
+            .field("deadline", &self.deadline)
+            .field("allowed_workers", &self.allowed_workers)
+            .finish_non_exhaustive()
+    }
+}
+
+fn check_worker_id(id: &str) -> Result<(), Error> {
+    let reason = if id.is_empty() {
+        "it is empty"
+    } else if id.len() > MAX_WORKER_ID {
+        "it is longer than 128 bytes"
+    } else if !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b)) {
+        "it has characters other than letters, digits, '-', '_', '.' and ':'"
+    } else {
+        return Ok(());
+    };
+    Err(Error::WorkerId { id: id.chars().take(32).collect(), reason })
+}

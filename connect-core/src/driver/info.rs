@@ -1,0 +1,54 @@
+//! What everybody may know of an operation: [`OpInfo`], shared by its handle, the driver and the watchdog.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use crate::error::{Context, Error};
+use crate::op::slot::{Outcome, Slot};
+use crate::op::{OperationName, OperationStatus};
+use crate::stats::{self, Counters};
+
+/// The constant facts of one operation, and the slot for its answers.
+pub(crate) struct OpInfo {
+    pub(crate) id: u64,
+    pub(crate) name: OperationName,
+    pub(crate) transport: &'static str,
+    pub(crate) bytes: u64,
+    pub(crate) descriptors: usize,
+    pub(crate) created: Instant,
+    pub(crate) deadline: Option<Instant>,
+    /// The other side's name, once known.
+    pub(crate) peer: OnceLock<String>,
+    pub(crate) slot: Slot,
+    pub(crate) span: tracing::Span,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl OpInfo {
+    pub(crate) fn context(&self) -> Box<Context> {
+        Box::new(Context {
+            operation: self.name,
+            id: self.id,
+            transport: self.transport,
+            peer: self.peer.get().cloned(),
+            bytes: self.bytes,
+            elapsed: self.created.elapsed(),
+        })
+    }
+
+    pub(crate) fn deadline_exceeded(&self) -> Error {
+        let limit = self.deadline.map(|at| at.saturating_duration_since(self.created)).unwrap_or_default();
+        Error::DeadlineExceeded { context: self.context(), limit }
+    }
+
+    /// The watchdog: the deadline passed and the driver has not said so. The memory stays with the driver.
+    pub(crate) fn answer_for_a_stuck_driver(&self) {
+        let outcome = Outcome { result: Err(self.deadline_exceeded()), memory: None };
+        if self.slot.settle(OperationStatus::Errored, outcome).is_ok() {
+            stats::add(&self.counters.failed, 1);
+            stats::add(&self.counters.deadlines_missed, 1);
+            tracing::warn!(parent: &self.span, "the transport is stuck in a call; the deadline passed meanwhile");
+        }
+    }
+}

@@ -1,0 +1,606 @@
+//! The driver: one thread per connector that owns the transport and every operation's memory.
+//!
+//! It takes commands from the handles, polls transfers, routes notifications, keeps deadlines, and watches
+//! parked memory until it is quiet. It never blocks in a lock that a caller holds, and a caller never
+//! blocks in a transport call.
+
+mod info;
+mod operation;
+mod pace;
+mod peers;
+mod port;
+mod watchdog;
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub(crate) use info::OpInfo;
+use operation::Operation;
+use pace::{Load, Pace, Pause};
+use peers::Peers;
+pub(crate) use port::{Command, Inbox, Port, Request, Start, channel};
+pub(crate) use watchdog::Deadlines;
+
+use crate::error::Error;
+use crate::op::slot::{Opened, Outcome};
+use crate::op::state::{Event, Memory, Phase, Verdict, Why};
+use crate::op::{OperationKind, OperationStatus, Report};
+use crate::stats::{self, Counters};
+use crate::transport::{
+    Offer, OfferId, Quiescence, Transfer, TransferState, Transport, TransportContext, TransportError,
+    TransportEvent, TransportFactory,
+};
+use crate::wire::RdmaMetadata;
+
+/// Commands taken up in one round, so that a flood of new operations does not starve those in flight.
+const COMMANDS_PER_ROUND: usize = 64;
+/// How long a cancelled operation may wait for its memory before the caller is told that it is parked.
+const CANCEL_GRACE: Duration = Duration::from_millis(200);
+/// How often memory that is not quiet is looked at. It is the exception, and costs a call each time.
+const WATCH_INTERVAL: Duration = Duration::from_millis(2);
+
+/// What a new driver reports about its transport.
+pub(crate) struct Ready {
+    pub(crate) transport: &'static str,
+    pub(crate) backend: String,
+}
+
+/// Starts the driver thread and waits until its transport is built.
+pub(crate) fn start(
+    factory: TransportFactory,
+    context: TransportContext,
+    inbox: Inbox,
+    deadlines: Arc<Deadlines>,
+    counters: Arc<Counters>,
+) -> Result<Ready, TransportError> {
+    let (sender, ready) = std::sync::mpsc::sync_channel(1);
+    let name = format!("connect-{}", context.worker_id.chars().take(7).collect::<String>());
+    thread::Builder::new()
+        .name(name)
+        .spawn(move || run(factory, &context, inbox, deadlines, counters, &sender))
+        .map_err(|error| TransportError::resource("starting the driver thread", error))?;
+    ready.recv().unwrap_or_else(|_| {
+        Err(TransportError::Engine { call: "building the transport", status: "it panicked".to_owned() })
+    })
+}
+
+fn run(
+    factory: TransportFactory,
+    context: &TransportContext,
+    inbox: Inbox,
+    deadlines: Arc<Deadlines>,
+    counters: Arc<Counters>,
+    ready: &SyncSender<Result<Ready, TransportError>>,
+) {
+    let transport = match factory(context) {
+        Ok(transport) => transport,
+        Err(error) => {
+            deadlines.close();
+            let _ = ready.send(Err(error));
+            return;
+        }
+    };
+    inbox.set_waker(transport.waker());
+    let _ = ready.send(Ok(Ready { transport: transport.name(), backend: transport.backend().to_owned() }));
+
+    let mut driver = Driver::new(transport, inbox, Arc::clone(&deadlines), counters);
+    if catch_unwind(AssertUnwindSafe(|| driver.run())).is_err() {
+        // A bug, in this library or in an engine. Nothing is known about the memory any more, so none of it
+        // is freed (P1), and every caller is told (P2).
+        tracing::error!("the driver thread panicked; its connector is unusable and its memory is kept");
+        driver.abandon_everything();
+        std::mem::forget(driver);
+    }
+    deadlines.close();
+}
+
+struct Driver {
+    transport: Box<dyn Transport>,
+    inbox: Inbox,
+    deadlines: Arc<Deadlines>,
+    counters: Arc<Counters>,
+    peers: Peers,
+    operations: HashMap<u64, Operation>,
+    /// Transfers in flight, in the order in which they are polled next.
+    in_flight: VecDeque<u64>,
+    /// Open offers by notification key.
+    keys: HashMap<String, u64>,
+    /// Open offers by the transport's id.
+    offers: HashMap<OfferId, u64>,
+    /// Operations whose memory is not quiet.
+    watched: Vec<u64>,
+    next_deadline: Option<Instant>,
+    next_watch: Option<Instant>,
+    events: Vec<TransportEvent>,
+    /// Set once the connector shuts down: nobody, or the callers who wait for the end.
+    closing: Option<Vec<Request>>,
+}
+
+impl Driver {
+    fn new(
+        transport: Box<dyn Transport>,
+        inbox: Inbox,
+        deadlines: Arc<Deadlines>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            transport,
+            inbox,
+            deadlines,
+            counters,
+            peers: Peers::default(),
+            operations: HashMap::new(),
+            in_flight: VecDeque::new(),
+            keys: HashMap::new(),
+            offers: HashMap::new(),
+            watched: Vec::new(),
+            next_deadline: None,
+            next_watch: None,
+            events: Vec::new(),
+            closing: None,
+        }
+    }
+
+    fn run(&mut self) {
+        let mut pace = Pace::new(self.transport.is_event_driven());
+        loop {
+            let mut busy = self.take_commands();
+            busy |= self.transport.progress(&mut self.events);
+            busy |= self.route_events();
+            busy |= self.poll_transfers();
+            let now = Instant::now();
+            busy |= self.expire(now);
+            busy |= self.watch(now);
+            if self.closing.is_some() && self.finish_closing(now) {
+                return;
+            }
+            if busy {
+                pace.busy();
+            } else {
+                self.pause(&mut pace, now);
+            }
+        }
+    }
+
+    fn load(&self) -> Load {
+        if !self.in_flight.is_empty() {
+            Load::Active
+        } else if !self.offers.is_empty() || !self.watched.is_empty() {
+            Load::Passive
+        } else {
+            Load::None
+        }
+    }
+
+    fn pause(&mut self, pace: &mut Pace, now: Instant) {
+        let longest = match pace.idle(self.load(), now) {
+            Pause::Spin => return std::hint::spin_loop(),
+            Pause::Yield => return thread::yield_now(),
+            Pause::Sleep(longest) => Some(longest),
+            Pause::Park => None,
+        };
+        let wakes = [self.next_deadline, self.next_watch, self.closing_deadline()];
+        let next = wakes.into_iter().flatten().min().map(|at| at.saturating_duration_since(now));
+        let timeout = match (longest.filter(|longest| *longest < Duration::MAX), next) {
+            (Some(longest), Some(next)) => Some(longest.min(next)),
+            (longest, next) => longest.or(next),
+        };
+        if let Some(command) = self.inbox.falling_asleep() {
+            return self.take(command);
+        }
+        self.transport.wait(timeout);
+        self.inbox.awake();
+    }
+
+    // --- commands ---------------------------------------------------------------------------------------
+
+    fn take_commands(&mut self) -> bool {
+        for taken in 0..COMMANDS_PER_ROUND {
+            match self.inbox.try_recv() {
+                Some(command) => self.take(command),
+                None => return taken > 0,
+            }
+        }
+        true
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Start(start) => self.start(*start),
+            Command::Connect(request, metadata) => self.connect(&request.0, &metadata),
+            Command::Stop(id, why) => self.stop(id, why),
+            Command::ShutDown(request) => self.begin_closing(Some(request)),
+            Command::Abandon => self.begin_closing(None),
+        }
+    }
+
+    fn start(&mut self, start: Start) {
+        let info = Arc::clone(&start.info);
+        let _entered = info.span.clone().entered();
+        let mut operation = Operation::new(start);
+        stats::add(&self.counters.open, 1);
+        if self.closing.is_some() {
+            return self.refuse(operation, Error::ShutDown);
+        }
+        if let Some(deadline) = info.deadline {
+            self.next_deadline = Some(self.next_deadline.map_or(deadline, |next| next.min(deadline)));
+        }
+        match self.open(&mut operation) {
+            Ok(opened) => {
+                operation.opened_at = Some(Instant::now());
+                operation.machine.on(Event::Opened);
+                info.slot.set_status(OperationStatus::Initialized);
+                info.slot.open(opened);
+                tracing::debug!(peer = info.peer.get(), "open");
+                let (id, is_active) = (info.id, operation.transfer.is_some());
+                self.operations.insert(id, operation);
+                if is_active {
+                    // A small transfer may be complete already; look before anything else is done.
+                    if !self.poll_transfer(id) {
+                        self.in_flight.push_back(id);
+                    }
+                }
+            }
+            Err(error) => self.refuse(operation, error),
+        }
+    }
+
+    /// Hands the operation to the transport.
+    fn open(&mut self, operation: &mut Operation) -> Result<Opened, Error> {
+        let info = Arc::clone(&operation.info);
+        let failed = |source| Error::Transport { context: info.context(), source };
+        if let Some(device) = operation.regions.first().map(|region| region.device()) {
+            self.transport.check_device(device).map_err(failed)?;
+        }
+        let Some(remote) = operation.remote.take() else {
+            let key = uuid::Uuid::new_v4().to_string();
+            let offer = Offer { kind: info.name.kind(), regions: &operation.regions, key: &key };
+            let (offer_id, blob) = self.transport.offer(&offer).map_err(failed)?;
+            let metadata = RdmaMetadata::new(info.name.kind(), &operation.regions, &blob, key.clone());
+            let metadata = metadata.inspect_err(|_| {
+                // Nobody has seen its key, so it counts as completed: no peer can be reading.
+                let _ = self.transport.end_offer(offer_id, true);
+            })?;
+            self.keys.insert(key.clone(), info.id);
+            self.offers.insert(offer_id, info.id);
+            operation.offer = Some((offer_id, key));
+            return Ok(Opened { metadata: Some(metadata), peer: None });
+        };
+        let (peer, name) = self.peers.connect(self.transport.as_mut(), &remote, failed)?;
+        let _ = info.peer.set(name.clone());
+        let transfer = Transfer {
+            peer,
+            kind: info.name.kind(),
+            local: &operation.regions,
+            remote: &remote.regions(),
+            key: remote.notification_key(),
+        };
+        let id = self.transport.begin(&transfer).map_err(|source| {
+            self.peers.forget_if_lost(self.transport.as_mut(), &source, peer);
+            failed(source)
+        })?;
+        operation.transfer = Some((id, peer));
+        Ok(Opened { metadata: None, peer: Some(name) })
+    }
+
+    /// Ends an operation that the transport never took: its memory was never reachable.
+    fn refuse(&mut self, mut operation: Operation, error: Error) {
+        operation.error = Some(error);
+        let step = operation.machine.on(Event::Failed(Quiescence::Quiet));
+        self.settle(&mut operation, step.verdict.unwrap_or(Verdict::Failed), true);
+    }
+
+    fn connect(&mut self, info: &Arc<OpInfo>, metadata: &RdmaMetadata) {
+        let failed = |source| Error::Transport { context: info.context(), source };
+        match self.peers.connect(self.transport.as_mut(), metadata, failed) {
+            Ok((_, name)) => info.slot.open(Opened { metadata: None, peer: Some(name) }),
+            Err(error) => {
+                let outcome = Outcome { result: Err(error), memory: None };
+                let _ = info.slot.settle(OperationStatus::Errored, outcome);
+            }
+        }
+        self.deadlines.remove(info);
+    }
+
+    // --- what happens to operations ---------------------------------------------------------------------
+
+    fn route_events(&mut self) -> bool {
+        let events = std::mem::take(&mut self.events);
+        let any = !events.is_empty();
+        for event in events {
+            match event {
+                TransportEvent::Notification { from, body } => self.notified(from, &body),
+                TransportEvent::OfferFailed { id, error } => self.offer_failed(id, error),
+            }
+        }
+        any
+    }
+
+    /// A notification completes the operation whose key it is, byte for byte, once (P7).
+    fn notified(&mut self, from: String, body: &[u8]) {
+        let id = std::str::from_utf8(body).ok().and_then(|key| self.keys.get(key).copied());
+        let Some(operation) = id.and_then(|id| self.operations.get_mut(&id)) else {
+            stats::add(&self.counters.unmatched_notifications, 1);
+            tracing::debug!(from, bytes = body.len(), "a notification that matches no operation");
+            return;
+        };
+        let _ = operation.info.peer.set(from);
+        let id = operation.info.id;
+        if let Some((offer, _)) = operation.offer {
+            // The peer is done with the memory, whatever this side thinks of the operation by now.
+            let _ = self.transport.end_offer(offer, true);
+        }
+        self.happened(id, Event::Completed);
+    }
+
+    fn offer_failed(&mut self, offer: OfferId, error: TransportError) {
+        let Some(id) = self.offers.get(&offer).copied() else { return };
+        if let Some(operation) = self.operations.get_mut(&id) {
+            operation.ending = true;
+        }
+        let quiet = self.transport.end_offer(offer, false);
+        self.fail(id, error, quiet);
+    }
+
+    fn fail(&mut self, id: u64, source: TransportError, quiet: Quiescence) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        if operation.error.is_none() {
+            operation.error = Some(Error::Transport { context: operation.info.context(), source });
+        }
+        self.happened(id, Event::Failed(quiet));
+    }
+
+    fn poll_transfers(&mut self) -> bool {
+        let mut busy = false;
+        for _ in 0..self.in_flight.len() {
+            let Some(id) = self.in_flight.pop_front() else { break };
+            let ended = self.poll_transfer(id);
+            busy |= ended || self.operations.get(&id).is_some_and(|operation| operation.advanced);
+            if !ended {
+                self.in_flight.push_back(id);
+            }
+        }
+        busy
+    }
+
+    /// Polls one transfer; says whether it left the flight.
+    fn poll_transfer(&mut self, id: u64) -> bool {
+        let Some(operation) = self.operations.get_mut(&id) else { return true };
+        let (Some((transfer, peer)), Phase::Open) = (operation.transfer, operation.machine.phase()) else {
+            return true;
+        };
+        match self.transport.poll(transfer) {
+            Ok(TransferState::Pending { advanced }) => {
+                operation.advanced = advanced;
+                if advanced {
+                    operation.machine.on(Event::Moved);
+                    operation.info.slot.set_status(OperationStatus::InProgress);
+                }
+                false
+            }
+            Ok(TransferState::Complete) => {
+                match self.transport.release(transfer) {
+                    Quiescence::Quiet => self.happened(id, Event::Completed),
+                    // Not what a transport should do, but the memory comes first.
+                    Quiescence::Busy => {
+                        let source = TransportError::Engine {
+                            call: "release",
+                            status: "a completed transfer is still busy".to_owned(),
+                        };
+                        self.fail(id, source, Quiescence::Busy);
+                    }
+                }
+                true
+            }
+            Err(error) => {
+                let quiet = self.transport.release(transfer);
+                self.peers.forget_if_lost(self.transport.as_mut(), &error, peer);
+                self.fail(id, error, quiet);
+                true
+            }
+        }
+    }
+
+    fn stop(&mut self, id: u64, why: Why) {
+        let Some(operation) = self.operations.get(&id) else { return };
+        if matches!(operation.machine.phase(), Phase::Parked | Phase::Finished) {
+            return;
+        }
+        let quiet = self.let_go(id);
+        self.happened(id, Event::Stop(why, quiet));
+    }
+
+    /// Asks the transport to stop touching an operation's memory.
+    fn let_go(&mut self, id: u64) -> Quiescence {
+        let Some(operation) = self.operations.get_mut(&id) else { return Quiescence::Quiet };
+        let first = !std::mem::replace(&mut operation.ending, true);
+        match (&operation.offer, operation.transfer) {
+            (Some((offer, _)), _) if first => self.transport.end_offer(*offer, false),
+            (Some((offer, _)), _) => self.transport.offer_is_quiet(*offer),
+            (None, Some((transfer, _))) => self.transport.release(transfer),
+            (None, None) => Quiescence::Quiet,
+        }
+    }
+
+    /// Feeds the state machine and does what it says.
+    fn happened(&mut self, id: u64, event: Event) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let step = operation.machine.on(event);
+        if step.memory == Memory::Watch && !std::mem::replace(&mut operation.watched, true) {
+            operation.grace_ends = Instant::now() + CANCEL_GRACE;
+            self.watched.push(id);
+            self.next_watch = Some(Instant::now());
+        }
+        let release = step.memory == Memory::Release;
+        if !release && step.verdict.is_none() {
+            return;
+        }
+        let Some(mut operation) = self.operations.remove(&id) else { return };
+        if let Some(verdict) = step.verdict {
+            self.settle(&mut operation, verdict, release);
+        }
+        if release {
+            self.forget(operation);
+        } else {
+            self.operations.insert(id, operation);
+        }
+    }
+
+    /// Tells the caller how an operation ended, and hands over its memory if that is quiet.
+    fn settle(&mut self, operation: &mut Operation, verdict: Verdict, quiet: bool) {
+        let info = Arc::clone(&operation.info);
+        self.deadlines.remove(&info);
+        stats::sub(&self.counters.open, 1);
+        let result = self.verdict_to_result(operation, verdict);
+        let memory = if quiet { operation.memory.take() } else { None };
+        if !quiet {
+            operation.parked = true;
+            stats::add(&self.counters.parked, 1);
+            stats::add(&self.counters.parked_bytes, info.bytes);
+        }
+        match &result {
+            Ok(report) => tracing::debug!(parent: &info.span, ?report, "complete"),
+            Err(error) => tracing::debug!(parent: &info.span, %error, parked = !quiet, "ended"),
+        }
+        let counted = match verdict {
+            Verdict::Complete => &self.counters.completed,
+            Verdict::Stopped(Why::Cancelled) => &self.counters.cancelled,
+            Verdict::Failed | Verdict::Stopped(_) => &self.counters.failed,
+        };
+        // The watchdog may have answered, and counted, for this thread; then the memory is simply freed.
+        if info.slot.settle(operation.machine.status(), Outcome { result, memory }).is_ok() {
+            stats::add(counted, 1);
+            if verdict == Verdict::Stopped(Why::Deadline) {
+                stats::add(&self.counters.deadlines_missed, 1);
+            }
+        }
+    }
+
+    fn verdict_to_result(&self, operation: &mut Operation, verdict: Verdict) -> Result<Report, Error> {
+        let info = &operation.info;
+        match verdict {
+            Verdict::Complete => {
+                let outgoing = info.name.is_passive() == (info.name.kind() == OperationKind::Read);
+                let moved = if outgoing { &self.counters.bytes_sent } else { &self.counters.bytes_received };
+                stats::add(moved, info.bytes);
+                Ok(operation.report(self.transport.backend()))
+            }
+            Verdict::Failed => Err(operation.error.take().unwrap_or(Error::ShutDown)),
+            Verdict::Stopped(Why::Cancelled) => Err(Error::Cancelled { context: info.context() }),
+            Verdict::Stopped(Why::Deadline) => Err(info.deadline_exceeded()),
+            Verdict::Stopped(Why::ShutDown) => Err(Error::ShutDown),
+        }
+    }
+
+    /// Drops what is left of a finished operation.
+    fn forget(&mut self, operation: Operation) {
+        if let Some((offer, key)) = &operation.offer {
+            self.offers.remove(offer);
+            self.keys.remove(key);
+        }
+        if operation.parked {
+            stats::sub(&self.counters.parked, 1);
+            stats::sub(&self.counters.parked_bytes, operation.info.bytes);
+            tracing::debug!(parent: &operation.info.span, "parked memory is quiet and freed");
+        }
+    }
+
+    // --- time -------------------------------------------------------------------------------------------
+
+    fn expire(&mut self, now: Instant) -> bool {
+        if self.next_deadline.is_none_or(|deadline| now < deadline) {
+            return false;
+        }
+        let (overdue, next) = self.deadlines.overdue(now);
+        self.next_deadline = next;
+        for id in &overdue {
+            self.stop(*id, Why::Deadline);
+        }
+        !overdue.is_empty()
+    }
+
+    fn watch(&mut self, now: Instant) -> bool {
+        if self.next_watch.is_none_or(|at| now < at) {
+            return false;
+        }
+        let mut ended = false;
+        for id in std::mem::take(&mut self.watched) {
+            if self.let_go(id) == Quiescence::Quiet {
+                self.happened(id, Event::Quiet);
+                ended = true;
+                continue;
+            }
+            if self.operations.get(&id).is_some_and(|operation| now >= operation.grace_ends) {
+                self.happened(id, Event::GraceOver);
+            }
+            self.watched.push(id);
+        }
+        self.watched.retain(|id| self.operations.contains_key(id));
+        self.next_watch = (!self.watched.is_empty()).then(|| now + WATCH_INTERVAL);
+        ended
+    }
+
+    // --- the end ----------------------------------------------------------------------------------------
+
+    fn begin_closing(&mut self, waiting: Option<Request>) {
+        let first = self.closing.is_none();
+        self.closing.get_or_insert_default().extend(waiting);
+        if first {
+            let ids: Vec<u64> = self.operations.keys().copied().collect();
+            for id in ids {
+                self.stop(id, Why::ShutDown);
+            }
+        }
+    }
+
+    fn closing_deadline(&self) -> Option<Instant> {
+        self.closing.as_ref()?.iter().filter_map(|request| request.0.deadline).min()
+    }
+
+    /// Says whether the driver is done. Offers whose peers are unknown become quiet when the transport
+    /// itself is gone, so only transfers in flight are waited for.
+    fn finish_closing(&mut self, now: Instant) -> bool {
+        let done = !self.transport.has_transfers_in_flight();
+        let waiting = self.closing.as_mut().map(std::mem::take).unwrap_or_default();
+        let (answered, still_waiting): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|Request(info)| done || info.deadline.is_some_and(|at| at <= now));
+        if !done {
+            for Request(info) in &answered {
+                let outcome = Outcome { result: Err(info.deadline_exceeded()), memory: None };
+                let _ = info.slot.settle(OperationStatus::Errored, outcome);
+                self.deadlines.remove(info);
+            }
+            self.closing = Some(still_waiting);
+            return false;
+        }
+        self.drop_transport();
+        for (_, operation) in std::mem::take(&mut self.operations) {
+            self.forget(operation);
+        }
+        for Request(info) in &answered {
+            info.slot.open(Opened::default());
+            self.deadlines.remove(info);
+        }
+        true
+    }
+
+    /// Replaces the transport by one that is closed. With it go its registrations and connections: nothing
+    /// of this connector is reachable after that.
+    fn drop_transport(&mut self) {
+        self.transport = Box::new(crate::transport::closed::Closed::after(self.transport.as_ref()));
+    }
+
+    /// After a panic: every caller gets an answer, no memory is freed.
+    fn abandon_everything(&mut self) {
+        for operation in self.operations.values_mut() {
+            let outcome = Outcome { result: Err(Error::ShutDown), memory: None };
+            let _ = operation.info.slot.settle(OperationStatus::Errored, outcome);
+        }
+        // Commands not taken up answer for themselves when they are dropped.
+        while self.inbox.try_recv().is_some() {}
+    }
+}

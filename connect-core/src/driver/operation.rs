@@ -1,0 +1,76 @@
+//! The driver's record of one operation.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{OpInfo, Start};
+use crate::Region;
+use crate::error::Error;
+use crate::op::Report;
+use crate::op::state::Machine;
+use crate::transport::{OfferId, PeerId, TransferId};
+use crate::wire::RdmaMetadata;
+
+/// One operation, from the moment the driver takes it up until its memory is quiet.
+pub(super) struct Operation {
+    pub(super) info: Arc<OpInfo>,
+    pub(super) machine: Machine,
+    pub(super) regions: Vec<Region>,
+    /// Owns the regions. Dropped only when the machine says `Release`, see the drop order in `Driver::forget`.
+    pub(super) memory: Option<Box<dyn Any + Send>>,
+    pub(super) remote: Option<RdmaMetadata>,
+    pub(super) offer: Option<(OfferId, String)>,
+    pub(super) transfer: Option<(TransferId, PeerId)>,
+    /// The first cause of failure (P6).
+    pub(super) error: Option<Error>,
+    pub(super) taken_at: Instant,
+    pub(super) opened_at: Option<Instant>,
+    /// The last poll got something done.
+    pub(super) advanced: bool,
+    /// The transport was told to let go.
+    pub(super) ending: bool,
+    /// In the driver's watch list.
+    pub(super) watched: bool,
+    /// Counted as parked.
+    pub(super) parked: bool,
+    pub(super) grace_ends: Instant,
+}
+
+impl Operation {
+    pub(super) fn new(mut start: Start) -> Self {
+        let now = Instant::now();
+        Self {
+            info: Arc::clone(&start.info),
+            machine: Machine::new(),
+            regions: std::mem::take(&mut start.regions),
+            memory: start.memory.take(),
+            remote: start.remote.take(),
+            offer: None,
+            transfer: None,
+            error: None,
+            taken_at: now,
+            opened_at: None,
+            advanced: false,
+            ending: false,
+            watched: false,
+            parked: false,
+            grace_ends: now,
+        }
+    }
+
+    pub(super) fn report(&self, backend: &str) -> Report {
+        let (created, now) = (self.info.created, Instant::now());
+        let opened = self.opened_at.unwrap_or(now);
+        Report {
+            bytes: self.info.bytes,
+            descriptors: self.info.descriptors,
+            peer: self.info.peer.get().cloned(),
+            backend: backend.to_owned(),
+            queued: self.taken_at.saturating_duration_since(created),
+            posting: opened.saturating_duration_since(self.taken_at),
+            transfer: now.saturating_duration_since(opened),
+            total: now.saturating_duration_since(created),
+        }
+    }
+}

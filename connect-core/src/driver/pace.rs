@@ -1,0 +1,110 @@
+//! How the driver waits: spin briefly, then yield, then sleep for longer and longer.
+
+use std::time::{Duration, Instant};
+
+/// What the driver is waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// A transfer of ours is in flight: latency is felt.
+    Active,
+    /// Peers may come, or memory may become quiet.
+    Passive,
+    /// Nothing at all.
+    None,
+}
+
+/// What to do before the next round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pause {
+    /// Go on at once.
+    Spin,
+    /// Let others run first: on few cores the peer may need this one.
+    Yield,
+    /// Sleep this long at most.
+    Sleep(Duration),
+    /// Sleep until woken.
+    Park,
+}
+
+/// Spinning covers a small transfer (4 KiB over shared memory takes 20 us), so that it never pays for a
+/// sleep.
+const SPIN: Duration = Duration::from_micros(50);
+/// Yielding covers a few scheduler quanta, after which the peer is clearly not about to answer.
+const YIELD: Duration = Duration::from_micros(500);
+/// The first sleep. Linux adds about 50 us of timer slack to any sleep, so less would change little.
+const FIRST_SLEEP: Duration = Duration::from_micros(50);
+/// The longest sleep with a transfer in flight: large copies lose at most this much at their end.
+const LONGEST_ACTIVE_SLEEP: Duration = Duration::from_micros(200);
+/// The longest sleep with offers open: at one wake-up of 10 to 20 us per millisecond an idle connector uses
+/// 1 to 2 % of a core, and a peer's completion is noticed within a millisecond.
+const LONGEST_PASSIVE_SLEEP: Duration = Duration::from_millis(1);
+/// After the last operation the driver looks on for a moment, because the next one often follows at once.
+const LINGER: Duration = Duration::from_millis(2);
+
+/// Chooses pauses from how long nothing has happened.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    event_driven: bool,
+    idle_since: Option<Instant>,
+    sleep: Duration,
+}
+
+impl Pace {
+    /// `event_driven` transports wake the driver themselves, so it may sleep at once.
+    pub(crate) fn new(event_driven: bool) -> Self {
+        Self { event_driven, idle_since: None, sleep: FIRST_SLEEP }
+    }
+
+    /// Something happened in this round.
+    pub(crate) fn busy(&mut self) {
+        self.idle_since = None;
+        self.sleep = FIRST_SLEEP;
+    }
+
+    /// Nothing happened in this round.
+    pub(crate) fn idle(&mut self, load: Load, now: Instant) -> Pause {
+        let idle = now.saturating_duration_since(*self.idle_since.get_or_insert(now));
+        match load {
+            Load::None if idle > LINGER || self.event_driven => Pause::Park,
+            _ if self.event_driven => Pause::Sleep(Duration::MAX),
+            Load::Active if idle < SPIN => Pause::Spin,
+            _ if idle < YIELD => Pause::Yield,
+            load => {
+                let longest = if load == Load::Active { LONGEST_ACTIVE_SLEEP } else { LONGEST_PASSIVE_SLEEP };
+                let sleep = self.sleep.min(longest);
+                self.sleep = (self.sleep * 2).min(LONGEST_PASSIVE_SLEEP);
+                Pause::Sleep(sleep)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_polled_transport_is_spun_then_yielded_then_slept_on() {
+        let mut pace = Pace::new(false);
+        let start = Instant::now();
+        assert_eq!(pace.idle(Load::Active, start), Pause::Spin);
+        assert_eq!(pace.idle(Load::Active, start + Duration::from_micros(60)), Pause::Yield);
+        let later = start + Duration::from_millis(5);
+        assert_eq!(pace.idle(Load::Active, later), Pause::Sleep(FIRST_SLEEP));
+        for _ in 0..10 {
+            assert!(matches!(pace.idle(Load::Active, later), Pause::Sleep(d) if d <= LONGEST_ACTIVE_SLEEP));
+        }
+        assert_eq!(pace.idle(Load::Passive, later), Pause::Sleep(LONGEST_PASSIVE_SLEEP));
+        pace.busy();
+        assert_eq!(pace.idle(Load::Active, later), Pause::Spin);
+    }
+
+    #[test]
+    fn nothing_to_do_parks_the_thread() {
+        let mut pace = Pace::new(false);
+        let start = Instant::now();
+        assert_ne!(pace.idle(Load::None, start), Pause::Park);
+        assert_eq!(pace.idle(Load::None, start + LINGER * 2), Pause::Park);
+        assert_eq!(Pace::new(true).idle(Load::None, start), Pause::Park);
+    }
+}

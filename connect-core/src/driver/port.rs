@@ -1,0 +1,131 @@
+//! The way into the driver thread: [`Port`] for callers, [`Inbox`] for the driver.
+
+use std::any::Any;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, OnceLock};
+
+use super::OpInfo;
+use crate::Region;
+use crate::error::Error;
+use crate::op::OperationStatus;
+use crate::op::slot::Outcome;
+use crate::op::state::Why;
+use crate::wire::RdmaMetadata;
+
+/// What callers ask of the driver.
+pub(crate) enum Command {
+    /// Start an operation.
+    Start(Box<Start>),
+    /// Get to know a peer, without moving anything.
+    Connect(Request, RdmaMetadata),
+    /// End an operation.
+    Stop(u64, Why),
+    /// Take no more operations, end those there are, and finish when everything is quiet.
+    ShutDown(Request),
+    /// The last handle is gone: as `ShutDown`, with nobody waiting.
+    Abandon,
+}
+
+/// An operation to start. If it is dropped on the way, its caller gets the memory back and an answer.
+pub(crate) struct Start {
+    pub(crate) info: Arc<OpInfo>,
+    pub(crate) regions: Vec<Region>,
+    /// `Some` until the driver takes it.
+    pub(crate) memory: Option<Box<dyn Any + Send>>,
+    /// The peer's metadata, for an active operation.
+    pub(crate) remote: Option<RdmaMetadata>,
+}
+
+impl Drop for Start {
+    fn drop(&mut self) {
+        if self.memory.is_some() {
+            answer_shut_down(&self.info, self.memory.take());
+        }
+    }
+}
+
+/// Something that is not a transfer but has a caller waiting. If it is dropped unanswered, the caller is
+/// told that the connector is shut down.
+pub(crate) struct Request(pub(crate) Arc<OpInfo>);
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        answer_shut_down(&self.0, None);
+    }
+}
+
+/// Does nothing if there is an answer already.
+fn answer_shut_down(info: &OpInfo, memory: Option<Box<dyn Any + Send>>) {
+    let _ = info.slot.settle(OperationStatus::Errored, Outcome { result: Err(Error::ShutDown), memory });
+}
+
+/// Sends commands to the driver and wakes it if it sleeps.
+#[derive(Clone)]
+pub(crate) struct Port {
+    commands: Sender<Command>,
+    bell: Arc<Bell>,
+}
+
+/// Receives commands on the driver thread.
+pub(crate) struct Inbox {
+    commands: Receiver<Command>,
+    bell: Arc<Bell>,
+}
+
+/// Wakes the driver, but only when it sleeps: a wake-up costs a system call.
+#[derive(Default)]
+struct Bell {
+    asleep: AtomicBool,
+    ring: OnceLock<Arc<dyn Fn() + Send + Sync>>,
+}
+
+pub(crate) fn channel() -> (Port, Inbox) {
+    let (sender, receiver) = mpsc::channel();
+    let bell = Arc::new(Bell::default());
+    (Port { commands: sender, bell: Arc::clone(&bell) }, Inbox { commands: receiver, bell })
+}
+
+impl Port {
+    /// Hands a command over; gives it back when the driver is gone.
+    pub(crate) fn send(&self, command: Command) -> Result<(), Command> {
+        self.commands.send(command).map_err(|mpsc::SendError(command)| command)?;
+        // Pairs with `Inbox::falling_asleep`: either the driver sees the command before it sleeps, or this
+        // sees that it is asleep.
+        fence(Ordering::SeqCst);
+        if self.bell.asleep.swap(false, Ordering::SeqCst)
+            && let Some(ring) = self.bell.ring.get()
+        {
+            ring();
+        }
+        Ok(())
+    }
+}
+
+impl Inbox {
+    /// How to wake the driver, known once its transport is built.
+    pub(crate) fn set_waker(&self, waker: Arc<dyn Fn() + Send + Sync>) {
+        // Set once, right after the transport is built; a second call can't happen.
+        let _ = self.bell.ring.set(waker);
+    }
+
+    pub(crate) fn try_recv(&self) -> Option<Command> {
+        self.commands.try_recv().ok()
+    }
+
+    /// Announces that the driver is about to sleep. Returns a command that slipped in, in which case it
+    /// must not.
+    pub(crate) fn falling_asleep(&self) -> Option<Command> {
+        self.bell.asleep.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let command = self.try_recv();
+        if command.is_some() {
+            self.awake();
+        }
+        command
+    }
+
+    pub(crate) fn awake(&self) {
+        self.bell.asleep.store(false, Ordering::SeqCst);
+    }
+}

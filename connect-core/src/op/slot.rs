@@ -1,0 +1,163 @@
+//! Where the driver leaves an operation's answers and the caller finds them: [`Slot`].
+
+use std::any::Any;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use super::{OperationStatus, Report};
+use crate::error::Error;
+use crate::wire::RdmaMetadata;
+
+/// What an operation is about, known once it is open.
+#[derive(Debug, Default)]
+pub(crate) struct Opened {
+    /// A passive operation's metadata.
+    pub(crate) metadata: Option<RdmaMetadata>,
+    /// An active operation's peer.
+    pub(crate) peer: Option<String>,
+}
+
+/// How an operation ended.
+pub(crate) struct Outcome {
+    pub(crate) result: Result<Report, Error>,
+    /// The operation's memory; `None` when it is parked.
+    pub(crate) memory: Option<Box<dyn Any + Send>>,
+}
+
+/// The meeting place of one operation's driver and its caller.
+///
+/// One caller waits at a time: first for the operation to open, later for its outcome.
+pub(crate) struct Slot {
+    status: AtomicU8,
+    answers: Mutex<Answers>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Answers {
+    opened: Option<Opened>,
+    outcome: Option<Outcome>,
+    settled: bool,
+    waker: Option<Waker>,
+}
+
+/// The first answer of an operation: it opened, or it ended before that.
+pub(crate) enum First {
+    Opened(Opened),
+    Ended(Outcome),
+}
+
+impl Slot {
+    pub(crate) fn new() -> Self {
+        Self {
+            status: AtomicU8::new(OperationStatus::Uninitialized as u8),
+            answers: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn status(&self) -> OperationStatus {
+        match self.status.load(Ordering::Acquire) {
+            0 => OperationStatus::Uninitialized,
+            1 => OperationStatus::Initialized,
+            2 => OperationStatus::InProgress,
+            3 => OperationStatus::Complete,
+            4 => OperationStatus::Cancelled,
+            _ => OperationStatus::Errored,
+        }
+    }
+
+    pub(crate) fn set_status(&self, status: OperationStatus) {
+        self.status.store(status as u8, Ordering::Release);
+    }
+
+    /// The driver: the operation is open.
+    pub(crate) fn open(&self, opened: Opened) {
+        let mut answers = self.lock();
+        answers.opened = Some(opened);
+        self.notify(answers);
+    }
+
+    /// The driver, or the watchdog in its stead: the operation ended. Returns the outcome if there was one
+    /// already, so that whoever comes second knows.
+    pub(crate) fn settle(&self, status: OperationStatus, outcome: Outcome) -> Result<(), Outcome> {
+        let mut answers = self.lock();
+        if answers.settled {
+            return Err(outcome);
+        }
+        answers.settled = true;
+        self.set_status(status);
+        answers.outcome = Some(outcome);
+        self.notify(answers);
+        Ok(())
+    }
+
+    /// Whether the operation has ended.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.lock().settled
+    }
+
+    pub(crate) fn poll_first(&self, cx: &mut Context<'_>) -> Poll<First> {
+        self.poll(cx, Answers::take_first)
+    }
+
+    pub(crate) fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        self.poll(cx, |answers| answers.outcome.take())
+    }
+
+    pub(crate) fn wait_first(&self) -> First {
+        self.wait(Answers::take_first)
+    }
+
+    pub(crate) fn wait_outcome(&self) -> Outcome {
+        self.wait(|answers| answers.outcome.take())
+    }
+
+    fn poll<T>(&self, cx: &mut Context<'_>, take: impl Fn(&mut Answers) -> Option<T>) -> Poll<T> {
+        let mut answers = self.lock();
+        if let Some(answer) = take(&mut answers) {
+            return Poll::Ready(answer);
+        }
+        match &mut answers.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    fn wait<T>(&self, take: impl Fn(&mut Answers) -> Option<T>) -> T {
+        let mut answers = self.lock();
+        loop {
+            if let Some(answer) = take(&mut answers) {
+                return answer;
+            }
+            answers = self.changed.wait(answers).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A poisoned lock means that a caller panicked between two plain assignments; the answers are whole.
+    fn lock(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the waiting caller, outside the lock: a waker may run arbitrary code.
+    fn notify(&self, mut answers: MutexGuard<'_, Answers>) {
+        let waker = answers.waker.take();
+        drop(answers);
+        self.changed.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Answers {
+    fn take_first(&mut self) -> Option<First> {
+        // An operation can open and end before anyone looks; the caller then gets a handle first.
+        if let Some(opened) = self.opened.take() {
+            return Some(First::Opened(opened));
+        }
+        self.outcome.take().map(First::Ended)
+    }
+}

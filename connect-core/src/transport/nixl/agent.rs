@@ -1,0 +1,321 @@
+//! One generation of this connector's NIXL agent: its backend, registrations and known peers.
+//!
+//! Deregistering memory does not end a peer's access over shared memory or TCP; destroying the agent does.
+//! So a connector goes through generations of agents: after an offer that ended without its notification,
+//! new operations go to a new agent, and the old one is destroyed with its last live operation. Only then
+//! is such an offer's memory quiet (P1, P8).
+
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
+
+use nixl_sys::{
+    Agent, AgentConfig, Backend, MemType, MemoryRegion, NixlDescriptor, NixlError, NotificationMap, OptArgs,
+    Params, RegDescList, RegistrationHandle, XferDescList, XferOp, XferRequest,
+};
+
+use super::blob;
+use super::config::{NixlConfig, NixlProgress};
+use crate::transport::TransportError;
+use crate::{Device, DeviceKind, OperationKind, Region};
+
+/// One agent and what hangs on it. Fields drop in this order: everything that points into the agent first.
+pub(super) struct Generation {
+    registrations: HashMap<Region, Registration>,
+    /// Peers whose metadata is loaded, by name, with the blobs loaded for each.
+    peers: HashMap<String, HashSet<Vec<u8>>>,
+    connection_blob: Option<Vec<u8>>,
+    incoming: NotificationMap,
+    backend: Backend,
+    agent: Agent,
+    name: String,
+    /// Offers and transfers that live on it.
+    pub(super) live: usize,
+    /// When the first of its offers ended without being known to be quiet.
+    pub(super) dirty_since: Option<Instant>,
+}
+
+/// A request that was handed to the engine.
+pub(super) struct Posted {
+    /// Kept even after an error: a part of it may be in flight.
+    pub(super) request: XferRequest,
+    /// Whether bytes are still moving; if not, they have arrived.
+    pub(super) in_progress: Result<bool, TransportError>,
+}
+
+/// Blobs loaded for one peer before it is loaded afresh. NIXL keeps what it learns of a peer's memory until
+/// the peer is unloaded, so a peer that offers new memory for ever would grow without end; loading afresh
+/// costs about 10 ms, which over this many blobs is not felt.
+const MAX_BLOBS: usize = 4096;
+
+struct Registration {
+    users: usize,
+    /// Deregisters when dropped.
+    _handle: RegistrationHandle,
+}
+
+impl Generation {
+    pub(super) fn new(name: String, config: &NixlConfig) -> Result<Self, TransportError> {
+        let mut agent_config = AgentConfig { enable_prog_thread: false, ..AgentConfig::default() };
+        if let NixlProgress::Thread(interval) = config.progress {
+            agent_config.enable_prog_thread = true;
+            agent_config.pthr_delay_us = interval.as_micros().try_into().unwrap_or(u64::MAX);
+        }
+        let agent = Agent::new_configured(&name, &agent_config).map_err(engine("createAgent"))?;
+        let backend = create_backend(&agent, config)?;
+        let incoming = NotificationMap::new().map_err(engine("createNotifMap"))?;
+        Ok(Self {
+            registrations: HashMap::new(),
+            peers: HashMap::new(),
+            connection_blob: None,
+            incoming,
+            backend,
+            agent,
+            name,
+            live: 0,
+            dirty_since: None,
+        })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Registers each region, or counts one more user of it: operations may share memory.
+    pub(super) fn register(&mut self, regions: &[Region]) -> Result<(), TransportError> {
+        for (done, region) in regions.iter().enumerate() {
+            if let Some(registration) = self.registrations.get_mut(region) {
+                registration.users += 1;
+                continue;
+            }
+            let options = self.options(None)?;
+            match self.agent.register_memory(&Described(*region), Some(&options)) {
+                Ok(handle) => {
+                    self.registrations.insert(*region, Registration { users: 1, _handle: handle });
+                }
+                Err(error) => {
+                    self.deregister(&regions[..done]);
+                    return Err(TransportError::Resource {
+                        what: "registering memory with NIXL",
+                        reason: format!("{} bytes on {}: {error}", region.len(), region.device()),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up one use of each region.
+    pub(super) fn deregister(&mut self, regions: &[Region]) {
+        for region in regions {
+            if let Some(registration) = self.registrations.get_mut(region) {
+                registration.users -= 1;
+                if registration.users == 0 {
+                    self.registrations.remove(region);
+                }
+            }
+        }
+    }
+
+    /// The blob that lets a peer reach these registered regions, and no others (P8).
+    pub(super) fn describe(&mut self, regions: &[Region]) -> Result<Vec<u8>, TransportError> {
+        if self.connection_blob.is_none() {
+            // The partial metadata of no regions is the connection data.
+            self.connection_blob = Some(self.partial_blob(&[])?);
+        }
+        let connection = self.connection_blob.as_deref().unwrap_or_default();
+        match blob::splice(connection, &self.partial_blob(regions)?) {
+            Some(blob) => Ok(blob),
+            None => {
+                tracing::warn!("this NIXL writes blobs in an unknown format; taking the agent's whole blob");
+                self.agent.get_local_md().map_err(engine("getLocalMD"))
+            }
+        }
+    }
+
+    fn partial_blob(&self, regions: &[Region]) -> Result<Vec<u8>, TransportError> {
+        let memory_type = regions.first().map_or(MemType::Dram, |region| memory_type(region.device()));
+        let mut list = RegDescList::new(memory_type).map_err(engine("createRegDList"))?;
+        for region in regions {
+            list.add_desc(region.addr() as usize, region.len() as usize, u64::from(region.device().id()));
+        }
+        let options = self.options(None)?;
+        self.agent.get_local_partial_md(&list, Some(&options)).map_err(engine("getLocalPartialMD"))
+    }
+
+    /// Loads a peer's checked blob, unless it is loaded already.
+    /// `in_use` says that transfers with the peer are in flight.
+    pub(super) fn load(&mut self, name: &str, blob: &[u8], in_use: bool) -> Result<(), TransportError> {
+        match self.peers.get(name) {
+            Some(blobs) if blobs.contains(blob) => return Ok(()),
+            Some(blobs) if blobs.len() >= MAX_BLOBS && !in_use => self.unload(name),
+            _ => {}
+        }
+        let loaded = match self.agent.load_remote_md(blob) {
+            Err(_) if self.peers.contains_key(name) => {
+                // The same name with other connection data: the peer restarted. Its predecessor's is
+                // dropped; what was in flight with that has failed or is about to.
+                self.unload(name);
+                self.agent.load_remote_md(blob)
+            }
+            loaded => loaded,
+        };
+        match loaded {
+            Ok(loaded) if loaded == name => {
+                self.peers.entry(loaded).or_default().insert(blob.to_vec());
+                Ok(())
+            }
+            Ok(loaded) => {
+                let _ = self.agent.invalidate_remote_md(&loaded);
+                Err(TransportError::Protocol(format!("NIXL read the name {loaded:?} in {name:?}'s blob")))
+            }
+            Err(error) => {
+                Err(TransportError::Protocol(format!("NIXL refused the blob of {name:?}: {error}")))
+            }
+        }
+    }
+
+    /// Forgets a peer, so that a blob of its successor can be loaded.
+    pub(super) fn unload(&mut self, name: &str) {
+        if self.peers.remove(name).is_some()
+            && let Err(error) = self.agent.invalidate_remote_md(name)
+        {
+            tracing::debug!(peer = name, %error, "forgetting a peer failed");
+        }
+    }
+
+    /// Makes and posts a request for these pieces; `key` is delivered when all of them have arrived.
+    pub(super) fn post(
+        &self,
+        peer: &str,
+        kind: OperationKind,
+        pieces: &[(Region, Region)],
+        key: Option<&str>,
+    ) -> Result<Posted, TransportError> {
+        let local = list(pieces.iter().map(|(local, _)| local))?;
+        let remote = list(pieces.iter().map(|(_, remote)| remote))?;
+        let direction = match kind {
+            OperationKind::Read => XferOp::Read,
+            OperationKind::Write => XferOp::Write,
+        };
+        let options = self.options(key)?;
+        let request = self
+            .agent
+            .create_xfer_req(direction, &local, &remote, peer, Some(&options))
+            .map_err(engine("createXferReq"))?;
+        let in_progress = self.agent.post_xfer_req(&request, Some(&options));
+        let in_progress = in_progress.map_err(|error| lost("postXferReq", peer, &error));
+        Ok(Posted { request, in_progress })
+    }
+
+    /// Whether a posted request is still moving bytes.
+    pub(super) fn in_progress(&self, peer: &str, request: &XferRequest) -> Result<bool, TransportError> {
+        let status = self.agent.get_xfer_status(request);
+        status.map(|status| !status.is_success()).map_err(|error| lost("getXferStatus", peer, &error))
+    }
+
+    /// Takes the notifications that have arrived: sender and body.
+    pub(super) fn notifications(&mut self) -> Vec<(String, Vec<u8>)> {
+        if self.agent.get_notifications(&mut self.incoming, None).is_err() {
+            return Vec::new();
+        }
+        if self.incoming.is_empty().unwrap_or(true) {
+            return Vec::new();
+        }
+        let mut taken = Vec::new();
+        for sender in self.incoming.agents().flatten() {
+            // Compared as bytes: one that is not UTF-8 must not harm the others (D15 of the original).
+            let bodies = self.incoming.get_notifications(sender).into_iter().flatten().flatten();
+            taken.extend(bodies.map(|body| (sender.to_owned(), body)));
+        }
+        // The map only ever grows, and offers no way to clear it.
+        if let Ok(fresh) = NotificationMap::new() {
+            self.incoming = fresh;
+        }
+        taken
+    }
+
+    fn options(&self, key: Option<&str>) -> Result<OptArgs, TransportError> {
+        let mut options = OptArgs::new().map_err(engine("createOptArgs"))?;
+        options.add_backend(&self.backend).map_err(engine("optArgsAddBackend"))?;
+        if let Some(key) = key {
+            options.set_has_notification(true).map_err(engine("optArgsSetHasNotif"))?;
+            options.set_notification_message(key.as_bytes()).map_err(engine("optArgsSetNotifMsg"))?;
+        }
+        Ok(options)
+    }
+}
+
+fn create_backend(agent: &Agent, config: &NixlConfig) -> Result<Backend, TransportError> {
+    let name = config.backend.as_str();
+    let unavailable = |reason: String| {
+        let plugins = agent.get_available_plugins().map(|list| {
+            list.iter().filter_map(|plugin| plugin.ok().map(str::to_owned)).collect::<Vec<_>>().join(", ")
+        });
+        let plugins = plugins.unwrap_or_else(|_| "unknown".to_owned());
+        TransportError::Unavailable(format!("NIXL backend {name:?}: {reason}; plugins here: {plugins}"))
+    };
+    let (_, defaults) =
+        agent.get_plugin_params(name).map_err(|_| unavailable("no such plugin".to_owned()))?;
+    // Copied at once: the iterator's strings belong to the C side and do not outlive its next step.
+    let mut params: HashMap<String, String> = HashMap::new();
+    for (key, value) in &defaults {
+        params.insert(key.to_owned(), value.to_owned());
+    }
+    params.extend(config.params.clone());
+    let params = Params::from(&params).map_err(|error| unavailable(format!("its parameters: {error}")))?;
+    agent.create_backend(name, &params).map_err(|error| unavailable(error.to_string()))
+}
+
+fn list<'a>(regions: impl Iterator<Item = &'a Region>) -> Result<XferDescList<'static>, TransportError> {
+    let mut regions = regions.peekable();
+    let memory_type = regions.peek().map_or(MemType::Dram, |region| memory_type(region.device()));
+    let mut list = XferDescList::new(memory_type).map_err(engine("createXferDList"))?;
+    for region in regions {
+        list.add_desc(region.addr() as usize, region.len() as usize, u64::from(region.device().id()));
+    }
+    Ok(list)
+}
+
+pub(super) fn memory_type(device: Device) -> MemType {
+    match device.kind() {
+        DeviceKind::Host => MemType::Dram,
+        DeviceKind::Cuda | DeviceKind::Xpu => MemType::Vram,
+    }
+}
+
+/// A region as nixl-sys wants to see it.
+#[derive(Debug)]
+struct Described(Region);
+
+impl MemoryRegion for Described {
+    #[expect(unsafe_code, reason = "the trait's signature; nothing is dereferenced")]
+    unsafe fn as_ptr(&self) -> *const u8 {
+        self.0.addr() as *const u8
+    }
+
+    fn size(&self) -> usize {
+        self.0.len() as usize
+    }
+}
+
+impl NixlDescriptor for Described {
+    fn mem_type(&self) -> MemType {
+        memory_type(self.0.device())
+    }
+
+    fn device_id(&self) -> u64 {
+        u64::from(self.0.device().id())
+    }
+}
+
+fn engine(call: &'static str) -> impl Fn(NixlError) -> TransportError {
+    move |error| TransportError::Engine { call, status: error.to_string() }
+}
+
+/// NIXL knows better, but its C interface folds a lost peer and nearly everything else into one error. When
+/// a request that could be made can't be posted or completed, the peer being gone is what it means.
+fn lost(call: &'static str, peer: &str, error: &NixlError) -> TransportError {
+    TransportError::PeerLost(format!(
+        "{call} with {peer} failed: {error}; its process has ended, or it withdrew the memory"
+    ))
+}

@@ -1,0 +1,257 @@
+//! The steps of `cargo xtask test`.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use super::{licences, reasons};
+use crate::cargo::{cargo, require_peers};
+use crate::demo;
+use crate::process;
+use crate::setup::Group;
+
+/// One step.
+pub(crate) struct Step {
+    /// For `--only`.
+    pub(crate) name: &'static str,
+    /// What it shows.
+    pub(crate) what: &'static str,
+    /// What must be set up for it.
+    pub(crate) needs: &'static [Group],
+    /// Runs it; an error fails it.
+    pub(crate) run: fn(&mut Outcome) -> Result<()>,
+}
+
+/// The members that have the feature `nixl`.
+const NIXL_MEMBERS: [&str; 4] = ["connect-core", "connect-examples", "connect-tests", "connect-benches"];
+
+/// What goes to crates.io.
+const LIBRARIES: [&str; 3] = ["connect-core", "connect-candle", "connect-tch"];
+
+/// All steps, the quick ones and those that most often fail first.
+pub(crate) const STEPS: &[Step] = &[
+    Step { name: "fmt", what: "the code is formatted", needs: &[], run: fmt },
+    Step {
+        name: "reasons",
+        what: "every dependency says why it is there",
+        needs: &[],
+        run: |_| reasons::check(),
+    },
+    Step {
+        name: "licences",
+        what: "every dependency's licence is on deny.toml's list",
+        needs: &[],
+        run: |_| licences::check(),
+    },
+    Step { name: "clippy", what: "no lint fires in what a plain build touches", needs: &[], run: clippy },
+    Step { name: "test", what: "tests of a plain build: no NIXL, Python or libtorch", needs: &[], run: test },
+    Step {
+        name: "setup",
+        what: "everything the registries hold is there and works",
+        needs: &Group::ALL,
+        run: |_| Ok(()),
+    },
+    Step { name: "clippy-nixl", what: "no lint fires with NIXL", needs: &[Group::Nixl], run: clippy_nixl },
+    Step {
+        name: "clippy-tch",
+        what: "no lint fires in connect-tch",
+        needs: &[Group::Torch],
+        run: clippy_tch,
+    },
+    Step {
+        name: "doc",
+        what: "the docs build without warnings",
+        needs: &[Group::Nixl, Group::Torch],
+        run: doc,
+    },
+    Step {
+        name: "test-nixl",
+        what: "tests with NIXL and the Python original",
+        needs: &Group::ALL,
+        run: test_nixl,
+    },
+    Step { name: "test-tch", what: "tests of connect-tch", needs: &[Group::Torch], run: test_tch },
+    Step {
+        name: "package",
+        what: "the library crates package and build from it",
+        needs: &[Group::Torch],
+        run: package,
+    },
+    Step {
+        name: "demo",
+        what: "the demo, embedded",
+        needs: demo::needs(false, false),
+        run: |_| demo(false, false),
+    },
+    Step {
+        name: "demo-nixl",
+        what: "the demo over NIXL",
+        needs: demo::needs(true, false),
+        run: |_| demo(true, false),
+    },
+    Step {
+        name: "demo-python",
+        what: "the demo with Python",
+        needs: demo::needs(true, true),
+        run: |_| demo(true, true),
+    },
+    Step { name: "doctor", what: "the doctor examines this machine", needs: &[Group::Nixl], run: doctor },
+];
+
+fn fmt(_: &mut Outcome) -> Result<()> {
+    process::run(cargo("fmt").args(["--all", "--check"]))
+}
+
+fn clippy(_: &mut Outcome) -> Result<()> {
+    lint(&[])
+}
+
+fn clippy_nixl(_: &mut Outcome) -> Result<()> {
+    lint(&with_nixl(&NIXL_MEMBERS))
+}
+
+fn clippy_tch(_: &mut Outcome) -> Result<()> {
+    lint(&["--package", "connect-tch"])
+}
+
+fn lint(selection: &[&str]) -> Result<()> {
+    // Warnings become errors behind the --, where they don't change how dependencies are compiled.
+    process::run(
+        cargo("clippy").args(["--locked", "--all-targets"]).args(selection).args(["--", "-D", "warnings"]),
+    )
+}
+
+fn doc(_: &mut Outcome) -> Result<()> {
+    for selection in [&[][..], &with_nixl(&["connect-core"]), &["--package", "connect-tch"]] {
+        let mut cargo = cargo("doc");
+        process::run(
+            cargo.args(["--locked", "--no-deps"]).args(selection).env("RUSTDOCFLAGS", "-D warnings"),
+        )?;
+    }
+    Ok(())
+}
+
+fn test(outcome: &mut Outcome) -> Result<()> {
+    counted(&mut tests(&[]), outcome)
+}
+
+fn test_nixl(outcome: &mut Outcome) -> Result<()> {
+    // Criterion's benches have nothing that NIXL changes.
+    let members = ["connect-core", "connect-examples", "connect-tests"];
+    counted(require_peers(&mut tests(&with_nixl(&members))), outcome)
+}
+
+fn test_tch(outcome: &mut Outcome) -> Result<()> {
+    counted(&mut tests(&["--package", "connect-tch"]), outcome)
+}
+
+fn tests(selection: &[&str]) -> Command {
+    let mut cargo = cargo("test");
+    cargo.args(["--locked", "--no-fail-fast"]).args(selection);
+    cargo
+}
+
+fn counted(command: &mut Command, outcome: &mut Outcome) -> Result<()> {
+    process::run_seen(command, |line| outcome.count(line))?;
+    ensure!(outcome.passed > 0, "no test ran");
+    Ok(())
+}
+
+fn package(_: &mut Outcome) -> Result<()> {
+    let mut cargo = cargo("package");
+    // Whoever works on a change has files that are not committed; in CI there are none.
+    // A package is built outside the workspace and so without its profiles, and would compile all its dependencies
+    // anew. Read as configuration, the manifest gives it the same profiles, and what the tests built is reused.
+    cargo.args(["--locked", "--allow-dirty", "--config", "Cargo.toml"]);
+    for name in LIBRARIES {
+        cargo.args(["--package", name]);
+    }
+    process::run(&mut cargo)
+}
+
+fn demo(nixl: bool, python: bool) -> Result<()> {
+    // Large enough to be cut into slices, small enough for a slow machine.
+    let small = ["--size-mb".to_owned(), "32".to_owned()];
+    process::run(&mut demo::command(nixl, python, &small))
+}
+
+fn doctor(_: &mut Outcome) -> Result<()> {
+    process::run(cargo("run").args([
+        "--release",
+        "--package",
+        "connect-examples",
+        "--features",
+        "nixl",
+        "--bin",
+        "doctor",
+    ]))
+}
+
+/// Selects these members with the feature `nixl`.
+fn with_nixl(members: &[&'static str]) -> Vec<&'static str> {
+    let packages = members.iter().flat_map(|name| ["--package", *name]);
+    packages.chain(["--features", "nixl"]).collect()
+}
+
+/// What the test programs of a step reported.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    /// Tests that passed.
+    pub(crate) passed: u64,
+    /// Tests that failed.
+    pub(crate) failed: u64,
+    /// Tests that are marked to be ignored.
+    ignored: u64,
+}
+
+impl Outcome {
+    /// Adds what one of libtest's closing lines says; any other line says nothing.
+    fn count(&mut self, line: &str) {
+        let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for part in counts.split("; ") {
+            let Some((number, what)) = part.split_once(' ') else { continue };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+
+    /// For the closing table; empty for a step without tests.
+    pub(crate) fn summary(&self) -> String {
+        let counts = [(self.passed, "passed"), (self.failed, "failed"), (self.ignored, "ignored")];
+        let words =
+            counts.iter().filter(|(number, _)| *number > 0).map(|(number, what)| format!("{number} {what}"));
+        words.collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closing_lines_of_all_test_programs_add_up() {
+        let mut outcome = Outcome::default();
+        outcome.count("running 3 tests");
+        outcome.count(
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s",
+        );
+        outcome.count("test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.20s");
+        assert_eq!((outcome.passed, outcome.failed, outcome.ignored), (4, 2, 1));
+        assert_eq!(outcome.summary(), "4 passed, 2 failed, 1 ignored");
+    }
+
+    #[test]
+    fn no_two_steps_share_a_name() {
+        for (index, step) in STEPS.iter().enumerate() {
+            assert!(STEPS[index + 1..].iter().all(|other| other.name != step.name), "{}", step.name);
+        }
+    }
+}
