@@ -20,7 +20,9 @@ fn metadata(c: &mut Criterion) {
     for descriptors in [1, 256] {
         let document = document(descriptors);
         let json = document.to_json();
-        c.bench_function(&format!("metadata/encode/{descriptors}"), |b| b.iter(|| black_box(&document).to_json()));
+        c.bench_function(&format!("metadata/encode/{descriptors}"), |b| {
+            b.iter(|| black_box(&document).to_json())
+        });
         c.bench_function(&format!("metadata/decode/{descriptors}"), |b| {
             b.iter(|| RdmaMetadata::from_json(black_box(&json)).expect("valid"));
         });

@@ -26,7 +26,8 @@ impl CpuTime {
         // The second field is the program's name in brackets, and may hold blanks.
         let (_, fields) = stat.rsplit_once(')').context("malformed stat")?;
         let fields: Vec<&str> = fields.split_whitespace().collect();
-        let ticks = |index: usize| -> Result<u64> { Ok(fields.get(index).context("malformed stat")?.parse()?) };
+        let ticks =
+            |index: usize| -> Result<u64> { Ok(fields.get(index).context("malformed stat")?.parse()?) };
         // utime and stime are fields 14 and 15 of the line.
         let ticks = ticks(11)? + ticks(12)?;
         let used = Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND);

@@ -29,9 +29,7 @@ impl Engine {
         match self {
             Self::Local => Ok(builder.build()?),
             #[cfg(feature = "nixl")]
-            Self::Nixl => {
-                Ok(builder.nixl(connect_core::transport::nixl::NixlConfig::default()).build()?)
-            }
+            Self::Nixl => Ok(builder.nixl(connect_core::transport::nixl::NixlConfig::default()).build()?),
             #[cfg(not(feature = "nixl"))]
             Self::Nixl => anyhow::bail!("built without NIXL; build with `--features nixl`"),
         }

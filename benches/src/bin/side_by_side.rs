@@ -77,12 +77,7 @@ fn table<const N: usize>(header: [&str; N]) -> Table {
 
 fn add(table: &mut Table, name: &str, reads: &Samples, wholes: &Samples) {
     let us = |duration: Duration| format!("{:.1} us", duration.as_secs_f64() * 1e6);
-    table.add_row([
-        name.to_owned(),
-        us(reads.median()),
-        us(reads.percentile(0.99)),
-        us(wholes.median()),
-    ]);
+    table.add_row([name.to_owned(), us(reads.median()), us(reads.percentile(0.99)), us(wholes.median())]);
 }
 
 /// The share of a core that a process uses while nothing happens, after a second to settle.
