@@ -79,18 +79,18 @@ impl Slot {
         self.notify(answers);
     }
 
-    /// The driver, or the watchdog in its stead: the operation ended. Returns the outcome if there was one
-    /// already, so that whoever comes second knows.
-    pub(crate) fn settle(&self, status: OperationStatus, outcome: Outcome) -> Result<(), Outcome> {
+    /// The driver, or the watchdog in its stead: the operation ended. Says whether this was the first
+    /// outcome; a later one is dropped, with its memory.
+    pub(crate) fn settle(&self, status: OperationStatus, outcome: Outcome) -> bool {
         let mut answers = self.lock();
         if answers.settled {
-            return Err(outcome);
+            return false;
         }
         answers.settled = true;
         self.set_status(status);
         answers.outcome = Some(outcome);
         self.notify(answers);
-        Ok(())
+        true
     }
 
     /// Whether the operation has ended.

@@ -3,7 +3,6 @@
 //! nixl-sys aborts the process when the library is missing or lacks a symbol. So nothing of nixl-sys is
 //! called before [`load`] has opened the library itself, by absolute path, and found every symbol. The
 //! loader then hands nixl-sys the same library by its name, without `LD_LIBRARY_PATH`.
-#![expect(unsafe_code, reason = "opens a shared library")]
 
 use std::env;
 use std::fmt::Write as _;
