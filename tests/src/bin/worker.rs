@@ -75,8 +75,15 @@ fn main() -> ExitCode {
             }
         });
     }
-    // Whoever gave the commands is gone.
-    ExitCode::SUCCESS
+    // Whoever gave the commands is gone. An engine whose threads still run while the process ends is at times
+    // caught in the middle of something.
+    match connector.shutdown(Duration::from_secs(10)).wait() {
+        Ok(()) | Err(Error::ShutDown) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&Value::Null, &failure(&error.into()));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 #[cfg_attr(not(feature = "nixl"), expect(unused_variables, reason = "only NIXL has a library"))]
