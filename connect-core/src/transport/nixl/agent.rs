@@ -145,13 +145,14 @@ impl Generation {
     /// Loads a peer's checked blob, unless it is loaded already.
     /// `in_use` says that transfers with the peer are in flight.
     pub(super) fn load(&mut self, name: &str, blob: &[u8], in_use: bool) -> Result<(), TransportError> {
+        let is_known = self.peers.contains_key(name);
         match self.peers.get(name) {
             Some(blobs) if blobs.contains(blob) => return Ok(()),
             Some(blobs) if blobs.len() >= MAX_BLOBS && !in_use => self.unload(name),
             _ => {}
         }
         let loaded = match self.agent.load_remote_md(blob) {
-            Err(_) if self.peers.contains_key(name) => {
+            Err(_) if is_known => {
                 // The same name with other connection data: the peer restarted. Its predecessor's is
                 // dropped; what was in flight with that has failed or is about to.
                 self.unload(name);
@@ -168,10 +169,11 @@ impl Generation {
                 let _ = self.agent.invalidate_remote_md(&loaded);
                 Err(TransportError::Protocol(format!("NIXL read the name {loaded:?} in {name:?}'s blob")))
             }
-            Err(error @ NixlError::InvalidParam) => {
+            Err(error @ NixlError::InvalidParam) if !is_known => {
                 Err(TransportError::Protocol(format!("NIXL refused the blob of {name:?}: {error}")))
             }
-            // The blob is sound as far as can be seen, and UCX may dial its addresses while it is loaded.
+            // The blob is sound as far as can be seen, and UCX may dial its addresses while it is loaded. Of a
+            // known peer that died NIXL even says that the parameter is invalid.
             Err(error) => Err(lost("loadRemoteMD", name, &error)),
         }
     }
