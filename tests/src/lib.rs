@@ -1,1 +1,7 @@
-//! Shared by the programs of this package.
+//! What the tests of this package share: worker processes, the pattern that travels, the buffers that hold
+//! it, and prerequisites.
+
+pub mod child;
+pub mod memory;
+pub mod pattern;
+pub mod require;

@@ -168,9 +168,11 @@ impl Generation {
                 let _ = self.agent.invalidate_remote_md(&loaded);
                 Err(TransportError::Protocol(format!("NIXL read the name {loaded:?} in {name:?}'s blob")))
             }
-            Err(error) => {
+            Err(error @ NixlError::InvalidParam) => {
                 Err(TransportError::Protocol(format!("NIXL refused the blob of {name:?}: {error}")))
             }
+            // The blob is sound as far as can be seen, and UCX may dial its addresses while it is loaded.
+            Err(error) => Err(lost("loadRemoteMD", name, &error)),
         }
     }
 
@@ -312,7 +314,8 @@ fn engine(call: &'static str) -> impl Fn(NixlError) -> TransportError {
 }
 
 /// NIXL knows better, but its C interface folds a lost peer and nearly everything else into one error. When
-/// a request that could be made can't be posted or completed, the peer being gone is what it means.
+/// a checked blob can't be loaded, or a request that could be made can't be posted or completed, the peer
+/// being gone is what it means.
 fn lost(call: &'static str, peer: &str, error: &NixlError) -> TransportError {
     TransportError::PeerLost(format!(
         "{call} with {peer} failed: {error}; its process has ended, or it withdrew the memory"
