@@ -57,7 +57,7 @@ impl Drop for Request {
 
 /// Does nothing if there is an answer already.
 fn answer_shut_down(info: &OpInfo, memory: Option<Box<dyn Any + Send>>) {
-    info.slot.settle(OperationStatus::Errored, Outcome { result: Err(Error::ShutDown), memory });
+    info.slot.settle(OperationStatus::Errored, Outcome { result: Err(Error::ShutDown), memory }, || {});
 }
 
 /// Sends commands to the driver and wakes it if it sleeps.
