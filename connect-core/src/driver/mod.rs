@@ -502,11 +502,13 @@ impl Driver {
     }
 
     /// Drops what is left of a finished operation.
-    fn forget(&mut self, operation: Operation) {
+    fn forget(&mut self, mut operation: Operation) {
         if let Some((offer, key)) = &operation.offer {
             self.offers.remove(offer);
             self.keys.remove(key);
         }
+        // It counts as parked until it is gone.
+        drop(operation.memory.take());
         if operation.parked {
             stats::sub(&self.counters.parked, 1);
             stats::sub(&self.counters.parked_bytes, operation.info.bytes);
