@@ -202,8 +202,8 @@ fn workers_with_an_agent_for_each_operation_are_served_and_read_one_after_anothe
 
         let offer = rust.create_writable(memory::targets(&[5000])?).wait().map_err(Error::from)?;
         let metadata: Value = serde_json::from_str(&offer.metadata().to_json())?;
-        let id = python
-            .send(json!({"do": "write", "fresh": true, "metadata": metadata, "tensors": tensors}))?;
+        let id =
+            python.send(json!({"do": "write", "fresh": true, "metadata": metadata, "tensors": tensors}))?;
         let received = offer.wait_for_completion().wait().map_err(Error::from)?;
         memory::check(received.memory, seed)?;
         python.completed(id)?;
@@ -281,7 +281,8 @@ fn eight_operations_at_once_over_one_connector() -> Result<()> {
         }
         let mut offered = Vec::new();
         for seed in seeds {
-            offered.push((python.offer("readable", &lengths, seed)?, python.offer("writable", &lengths, seed)?));
+            offered
+                .push((python.offer("readable", &lengths, seed)?, python.offer("writable", &lengths, seed)?));
         }
         for (((id, readable), (other, writable)), seed) in offered.into_iter().zip(seeds) {
             let (readable, writable) =
