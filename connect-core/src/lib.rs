@@ -6,9 +6,11 @@ mod device;
 mod driver;
 mod dtype;
 mod error;
+pub mod layout;
 mod memory;
 mod op;
 mod stats;
+mod task;
 pub mod transport;
 pub mod wire;
 
@@ -23,6 +25,7 @@ pub use op::{
     Received, Report, WritableOperation, WriteOperation,
 };
 pub use stats::Stats;
+pub use task::{Task, Wait};
 pub use wire::{
     MediaDescriptor, MetadataError, RdmaMetadata, SerializedDescriptor, TensorEnvelope, TensorSpec,
 };
