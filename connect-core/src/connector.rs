@@ -16,7 +16,7 @@ use crate::op::{
 };
 use crate::stats::{self, Counters, Stats};
 use crate::transport::local::LocalConfig;
-use crate::transport::{TransportContext, TransportFactory};
+use crate::transport::{INCARNATION_LEN, TransportContext, TransportError, TransportFactory};
 use crate::wire::RdmaMetadata;
 use crate::{Region, SourceMemory, TargetMemory};
 
@@ -353,7 +353,7 @@ impl ConnectorBuilder {
     pub fn build(self) -> Result<Connector, Error> {
         let worker_id = self.worker_id.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
         check_worker_id(&worker_id)?;
-        let incarnation = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
+        let incarnation = uuid::Uuid::new_v4().simple().to_string()[..INCARNATION_LEN].to_owned();
         let context = TransportContext {
             worker_id: worker_id.clone(),
             incarnation,
@@ -361,7 +361,7 @@ impl ConnectorBuilder {
         };
         let counters = Arc::new(Counters::default());
         let deadlines = Deadlines::start("connect-deadline".to_owned()).map_err(|error| Error::Start {
-            source: crate::transport::TransportError::resource("starting the deadline thread", error),
+            source: TransportError::resource("starting the deadline thread", error),
         })?;
         let (port, inbox) = driver::channel();
         let ready =

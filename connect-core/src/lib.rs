@@ -6,9 +6,12 @@ mod device;
 mod driver;
 mod dtype;
 mod error;
+pub mod layout;
 mod memory;
 mod op;
 mod stats;
+mod task;
+mod tensors;
 pub mod transport;
 pub mod wire;
 
@@ -23,6 +26,8 @@ pub use op::{
     Received, Report, WritableOperation, WriteOperation,
 };
 pub use stats::Stats;
+pub use task::{Task, Wait};
+pub use tensors::{NamedTensors, ReadableTensor, ReadableTensors};
 pub use wire::{
     MediaDescriptor, MetadataError, RdmaMetadata, SerializedDescriptor, TensorEnvelope, TensorSpec,
 };

@@ -2,6 +2,8 @@
 //! it, and prerequisites.
 
 pub mod child;
+pub mod lab;
 pub mod memory;
 pub mod pattern;
+pub mod process;
 pub mod require;

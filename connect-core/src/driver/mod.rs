@@ -259,7 +259,10 @@ impl Driver {
         let Some(remote) = operation.remote.take() else {
             let key = uuid::Uuid::new_v4().to_string();
             let offer = Offer { kind: info.name.kind(), regions: &operation.regions, key: &key };
-            let (offer_id, blob) = self.transport.offer(&offer).map_err(failed)?;
+            // SAFETY: the regions are those of `operation.memory`, which keeps its trait's promise about them
+            // while it lives; it is dropped or handed back only after the state machine said `Release`, which
+            // it does only after the transport said `Quiet`, or after the transport itself was dropped.
+            let (offer_id, blob) = unsafe { self.transport.offer(&offer) }.map_err(failed)?;
             let metadata = RdmaMetadata::new(info.name.kind(), &operation.regions, &blob, key.clone());
             let metadata = metadata.inspect_err(|_| {
                 // Nobody has seen its key, so it counts as completed: no peer can be reading.
@@ -279,7 +282,9 @@ impl Driver {
             remote: &remote.regions(),
             key: remote.notification_key(),
         };
-        let id = self.transport.begin(&transfer).map_err(|source| {
+        // SAFETY: as for the offer above; the transport is dropped only without transfers in flight.
+        let begun = unsafe { self.transport.begin(&transfer) };
+        let id = begun.map_err(|source| {
             self.peers.forget_if_lost(self.transport.as_mut(), &source, peer);
             failed(source)
         })?;
@@ -300,7 +305,7 @@ impl Driver {
             Ok((_, name)) => info.slot.open(Opened { metadata: None, peer: Some(name) }),
             Err(error) => {
                 let outcome = Outcome { result: Err(error), memory: None };
-                let _ = info.slot.settle(OperationStatus::Errored, outcome);
+                info.slot.settle(OperationStatus::Errored, outcome, || {});
             }
         }
         self.deadlines.remove(info);
@@ -472,12 +477,12 @@ impl Driver {
             Verdict::Failed | Verdict::Stopped(_) => &self.counters.failed,
         };
         // The watchdog may have answered, and counted, for this thread; then the memory is simply freed.
-        if info.slot.settle(operation.machine.status(), Outcome { result, memory }).is_ok() {
+        info.slot.settle(operation.machine.status(), Outcome { result, memory }, || {
             stats::add(counted, 1);
             if verdict == Verdict::Stopped(Why::Deadline) {
                 stats::add(&self.counters.deadlines_missed, 1);
             }
-        }
+        });
     }
 
     fn verdict_to_result(&self, operation: &mut Operation, verdict: Verdict) -> Result<Report, Error> {
@@ -497,11 +502,13 @@ impl Driver {
     }
 
     /// Drops what is left of a finished operation.
-    fn forget(&mut self, operation: Operation) {
+    fn forget(&mut self, mut operation: Operation) {
         if let Some((offer, key)) = &operation.offer {
             self.offers.remove(offer);
             self.keys.remove(key);
         }
+        // It counts as parked until it is gone.
+        drop(operation.memory.take());
         if operation.parked {
             stats::sub(&self.counters.parked, 1);
             stats::sub(&self.counters.parked_bytes, operation.info.bytes);
@@ -571,7 +578,7 @@ impl Driver {
         if !done {
             for Request(info) in &answered {
                 let outcome = Outcome { result: Err(info.deadline_exceeded()), memory: None };
-                let _ = info.slot.settle(OperationStatus::Errored, outcome);
+                info.slot.settle(OperationStatus::Errored, outcome, || {});
                 self.deadlines.remove(info);
             }
             self.closing = Some(still_waiting);
@@ -598,7 +605,7 @@ impl Driver {
     fn abandon_everything(&mut self) {
         for operation in self.operations.values_mut() {
             let outcome = Outcome { result: Err(Error::ShutDown), memory: None };
-            let _ = operation.info.slot.settle(OperationStatus::Errored, outcome);
+            operation.info.slot.settle(OperationStatus::Errored, outcome, || {});
         }
         // Commands not taken up answer for themselves when they are dropped.
         while self.inbox.try_recv().is_some() {}

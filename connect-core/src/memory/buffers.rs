@@ -1,5 +1,4 @@
 //! The memory traits for buffers of the standard library.
-#![expect(unsafe_code, reason = "implements the two unsafe memory traits, and holds nothing else")]
 
 use std::sync::Arc;
 

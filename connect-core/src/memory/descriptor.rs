@@ -1,5 +1,4 @@
 //! [`Descriptor`] and [`DescriptorMut`]: a region together with what keeps it valid.
-#![expect(unsafe_code, reason = "the raw constructors, and the memory traits for descriptors")]
 
 use std::any::Any;
 use std::fmt;

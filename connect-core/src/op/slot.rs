@@ -79,18 +79,20 @@ impl Slot {
         self.notify(answers);
     }
 
-    /// The driver, or the watchdog in its stead: the operation ended. Returns the outcome if there was one
-    /// already, so that whoever comes second knows.
-    pub(crate) fn settle(&self, status: OperationStatus, outcome: Outcome) -> Result<(), Outcome> {
+    /// The driver, or the watchdog in its stead: the operation ended. A later outcome than the first is
+    /// dropped, with its memory. `count` is called for the first only, and before anybody can see it, so that
+    /// whoever sees it finds it counted.
+    pub(crate) fn settle(&self, status: OperationStatus, outcome: Outcome, count: impl FnOnce()) -> bool {
         let mut answers = self.lock();
         if answers.settled {
-            return Err(outcome);
+            return false;
         }
         answers.settled = true;
+        count();
         self.set_status(status);
         answers.outcome = Some(outcome);
         self.notify(answers);
-        Ok(())
+        true
     }
 
     /// Whether the operation has ended.

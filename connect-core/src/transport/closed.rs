@@ -33,7 +33,7 @@ impl Transport for Closed {
         Err(closed())
     }
 
-    fn offer(&mut self, _: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {
+    unsafe fn offer(&mut self, _: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {
         Err(closed())
     }
 
@@ -51,7 +51,7 @@ impl Transport for Closed {
 
     fn forget(&mut self, _: PeerId) {}
 
-    fn begin(&mut self, _: &Transfer<'_>) -> Result<TransferId, TransportError> {
+    unsafe fn begin(&mut self, _: &Transfer<'_>) -> Result<TransferId, TransportError> {
         Err(closed())
     }
 

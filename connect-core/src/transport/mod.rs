@@ -35,9 +35,12 @@ pub trait Transport {
     /// Makes `regions` reachable for the holder of `key`, and returns the blob that tells a peer how to get
     /// here (it becomes `nixl_metadata`).
     ///
-    /// The caller keeps the memory alive until [`end_offer`](Self::end_offer) or
-    /// [`offer_is_quiet`](Self::offer_is_quiet) says [`Quiescence::Quiet`].
-    fn offer(&mut self, offer: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError>;
+    /// # Safety
+    /// From this call until [`end_offer`](Self::end_offer) or [`offer_is_quiet`](Self::offer_is_quiet) says
+    /// [`Quiescence::Quiet`], or the transport is dropped, the regions must be memory as
+    /// [`SourceMemory`](crate::SourceMemory) (for `Read`) or [`TargetMemory`](crate::TargetMemory) (for
+    /// `Write`) demands.
+    unsafe fn offer(&mut self, offer: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError>;
 
     /// Ends an offer. `completed` says that its notification has come, after which the peer is done with
     /// the memory.
@@ -55,9 +58,12 @@ pub trait Transport {
 
     /// Prepares a transfer. The first slice may be posted here or by the first [`poll`](Self::poll).
     ///
-    /// The caller keeps the local memory alive until [`release`](Self::release) says
-    /// [`Quiescence::Quiet`].
-    fn begin(&mut self, transfer: &Transfer<'_>) -> Result<TransferId, TransportError>;
+    /// # Safety
+    /// From this call until [`release`](Self::release) says [`Quiescence::Quiet`], or the transport is
+    /// dropped with no transfer in flight, the local regions must be memory as
+    /// [`TargetMemory`](crate::TargetMemory) (for `Read`) or [`SourceMemory`](crate::SourceMemory) (for
+    /// `Write`) demands.
+    unsafe fn begin(&mut self, transfer: &Transfer<'_>) -> Result<TransferId, TransportError>;
 
     /// Moves a transfer on. After an error or [`TransferState::Complete`] nothing more happens to it.
     fn poll(&mut self, id: TransferId) -> Result<TransferState, TransportError>;
@@ -87,6 +93,9 @@ pub trait Transport {
 pub type TransportFactory =
     Box<dyn FnOnce(&TransportContext) -> Result<Box<dyn Transport>, TransportError> + Send>;
 
+/// Characters of an incarnation: 48 random bits, so that two incarnations of one name never meet.
+pub(crate) const INCARNATION_LEN: usize = 12;
+
 /// What a transport is told about its connector.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -100,13 +109,22 @@ pub struct TransportContext {
 }
 
 impl TransportContext {
-    /// Whether a peer whose agent or worker is called `name` may be talked to: its name is one of the
-    /// allowed workers, or one of them followed by `-` and an incarnation.
+    /// Whether a peer whose agent or worker is called `name` may be talked to: it is one of the allowed
+    /// workers, or the name of an agent of one of them.
+    ///
+    /// An agent is called after its worker, with a number behind it (the original) or an incarnation and a
+    /// number (this library).
     pub fn allows(&self, name: &str) -> bool {
+        let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+        let is_incarnation = |s: &str| s.len() == INCARNATION_LEN && s.bytes().all(|b| b.is_ascii_hexdigit());
+        let is_suffix = |suffix: &str| match suffix.split_once('-') {
+            Some((incarnation, number)) => is_incarnation(incarnation) && is_number(number),
+            None => is_number(suffix) || is_incarnation(suffix),
+        };
         self.allowed_workers.as_ref().is_none_or(|workers| {
             workers.iter().any(|worker| {
                 name.strip_prefix(worker.as_str())
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+                    .is_some_and(|rest| rest.is_empty() || rest.strip_prefix('-').is_some_and(is_suffix))
             })
         })
     }
@@ -269,5 +287,26 @@ impl TransportError {
     /// Whether the same call can succeed later.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Resource { .. } | Self::PeerLost(_) | Self::Engine { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_allow_list_matches_workers_and_their_agents_and_nobody_else() {
+        let context = TransportContext {
+            worker_id: "me".to_owned(),
+            incarnation: "0".repeat(INCARNATION_LEN),
+            allowed_workers: Some(vec!["prefill".to_owned()]),
+        };
+        for name in ["prefill", "prefill-1", "prefill-0123456789ab", "prefill-0123456789ab-7"] {
+            assert!(context.allows(name), "{name}");
+        }
+        for name in ["prefill2", "prefill-", "prefill-evil", "prefill-1-evil", "prefil", "", "x-prefill-1"] {
+            assert!(!context.allows(name), "{name}");
+        }
+        assert!(TransportContext { allowed_workers: None, ..context }.allows("anybody"));
     }
 }

@@ -120,13 +120,14 @@ fn offer(args: &Args, connector: &Connector) -> Result<(), Failure> {
         announce(operation.metadata())?;
         let started = Instant::now();
         let report = operation.wait_for_completion().wait()?;
-        complete(report.bytes, started, None)
+        complete(report.bytes, started.elapsed(), None)
     } else {
         let operation = connector.create_writable(targets(&sizes)?).wait().map_err(Error::from)?;
         announce(operation.metadata())?;
         let started = Instant::now();
         let received = operation.wait_for_completion().wait().map_err(Error::from)?;
-        complete(received.report.bytes, started, Some(follows_pattern(received.memory, args.seed)))
+        let elapsed = started.elapsed();
+        complete(received.report.bytes, elapsed, Some(follows_pattern(received.memory, args.seed)))
     }
 }
 
@@ -145,13 +146,14 @@ fn act(args: &Args, connector: &Connector, line: &str) -> Result<(), Failure> {
         started = Instant::now();
         let operation = connector.begin_read(&metadata, targets).wait().map_err(Error::from)?;
         let received = operation.wait_for_completion().wait().map_err(Error::from)?;
-        complete(received.report.bytes, started, Some(follows_pattern(received.memory, args.seed)))
+        let elapsed = started.elapsed();
+        complete(received.report.bytes, elapsed, Some(follows_pattern(received.memory, args.seed)))
     } else {
         let sources = sources(&sizes, args.seed)?;
         started = Instant::now();
         let operation = connector.begin_write(sources, &metadata).wait()?;
         let report = operation.wait_for_completion().wait()?;
-        complete(report.bytes, started, None)
+        complete(report.bytes, started.elapsed(), None)
     }
 }
 
@@ -199,8 +201,8 @@ fn announce(metadata: &RdmaMetadata) -> Result<(), Failure> {
     print(&json!({"event": "metadata", "metadata": metadata}))
 }
 
-fn complete(bytes: u64, started: Instant, verified: Option<bool>) -> Result<(), Failure> {
-    let seconds = started.elapsed().as_secs_f64();
+fn complete(bytes: u64, elapsed: Duration, verified: Option<bool>) -> Result<(), Failure> {
+    let seconds = elapsed.as_secs_f64();
     let mut line = json!({"event": "complete", "bytes": bytes, "seconds": seconds});
     if let Some(verified) = verified {
         line["verified"] = verified.into();

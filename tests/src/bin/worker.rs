@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use connect_core::transport::local::{DataPath, LocalConfig};
 use connect_core::{Connector, DType, Descriptor, DescriptorMut, Error, RdmaMetadata};
 use connect_tests::pattern;
 use serde_json::{Map, Value, json};
@@ -48,6 +49,8 @@ struct Args {
 enum Transport {
     /// The embedded transport.
     Local,
+    /// The embedded transport, with every byte over the socket.
+    LocalStream,
     /// NIXL, found at run time.
     Nixl,
 }
@@ -94,6 +97,9 @@ fn build(transport: Transport, library: Option<PathBuf>, worker_id: Option<Strin
     }
     match transport {
         Transport::Local => Ok(builder.build()?),
+        Transport::LocalStream => {
+            Ok(builder.local(LocalConfig::default().data_path(DataPath::Stream)).build()?)
+        }
         #[cfg(feature = "nixl")]
         Transport::Nixl => {
             let mut config = connect_core::transport::nixl::NixlConfig::default();

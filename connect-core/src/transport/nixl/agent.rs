@@ -292,7 +292,6 @@ pub(super) fn memory_type(device: Device) -> MemType {
 struct Described(Region);
 
 impl MemoryRegion for Described {
-    #[expect(unsafe_code, reason = "the trait's signature; nothing is dereferenced")]
     unsafe fn as_ptr(&self) -> *const u8 {
         self.0.addr() as *const u8
     }

@@ -3,7 +3,6 @@
 //! nixl-sys aborts the process when the library is missing or lacks a symbol. So nothing of nixl-sys is
 //! called before [`load`] has opened the library itself, by absolute path, and found every symbol. The
 //! loader then hands nixl-sys the same library by its name, without `LD_LIBRARY_PATH`.
-#![expect(unsafe_code, reason = "opens a shared library")]
 
 use std::env;
 use std::fmt::Write as _;
@@ -135,6 +134,25 @@ pub fn candidates() -> Vec<PathBuf> {
     }
     found.push(PathBuf::from(LIBRARY));
     found
+}
+
+/// The backends that the NIXL library of this process has plugins for, such as `UCX`; loads the library if
+/// that has not been done.
+///
+/// Being listed means that the plugin was found, not that this machine has the hardware for it: that shows
+/// when a connector is built with it.
+///
+/// # Errors
+/// As [`load`], and [`TransportError::Engine`] when NIXL can't list them.
+pub fn plugins() -> Result<Vec<String>, TransportError> {
+    load(None)?;
+    let failed = |call| {
+        move |error: nixl_sys::NixlError| TransportError::Engine { call, status: error.to_string() }
+    };
+    let config = nixl_sys::AgentConfig { enable_prog_thread: false, ..Default::default() };
+    let agent = nixl_sys::Agent::new_configured("plugins", &config).map_err(failed("createAgent"))?;
+    let plugins = agent.get_available_plugins().map_err(failed("getAvailPlugins"))?;
+    Ok(plugins.iter().filter_map(Result::ok).map(str::to_owned).collect())
 }
 
 /// The libraries of NIXL wheels installed under a Python prefix, newest CUDA first.

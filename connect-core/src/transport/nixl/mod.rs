@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use agent::{Generation, memory_type};
 use blob::{Blob, RemoteRegion};
 pub use config::{NixlConfig, NixlProgress};
-pub use library::{candidates, load};
+pub use library::{candidates, load, plugins};
 use nixl_sys::XferRequest;
 
 use super::{
@@ -305,7 +305,7 @@ impl Transport for NixlTransport {
         }
     }
 
-    fn offer(&mut self, offer: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {
+    unsafe fn offer(&mut self, offer: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {
         let current = self.current_generation()?;
         let id = OfferId(self.id());
         let generation = self.generations.get_mut(&current).ok_or_else(unknown_transfer)?;
@@ -348,7 +348,7 @@ impl Transport for NixlTransport {
     }
 
     fn connect(&mut self, blob: &[u8]) -> Result<(PeerId, String), TransportError> {
-        if blob.starts_with(super::local::MARKER) {
+        if blob.starts_with(super::local::LOCAL_MARKER) {
             return Err(TransportError::Protocol(
                 "this metadata is of the `local` transport, and this connector uses `nixl`".to_owned(),
             ));
@@ -379,7 +379,7 @@ impl Transport for NixlTransport {
         }
     }
 
-    fn begin(&mut self, transfer: &Transfer<'_>) -> Result<TransferId, TransportError> {
+    unsafe fn begin(&mut self, transfer: &Transfer<'_>) -> Result<TransferId, TransportError> {
         let current = self.current_generation()?;
         let peer = Rc::clone(self.peers.get(&transfer.peer).ok_or_else(unknown_transfer)?);
         check_covered(&peer, transfer.remote)?;

@@ -1,0 +1,152 @@
+//! Why a tensor can't be sent or received: [`TensorError`], and [`TensorInfo`], which names the tensor in it.
+
+use std::fmt;
+
+use candle_core::{DType, DeviceLocation, Tensor};
+use connect_core::Error;
+use connect_core::layout::LayoutError;
+use connect_core::wire::MetadataError;
+
+/// Why a tensor could not be sent or received. Each message names the tensor and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TensorError {
+    /// The tensor lives where this build can't reach it.
+    #[error("{tensor} can't be reached: {reason}")]
+    Device {
+        /// Which tensor.
+        tensor: TensorInfo,
+        /// Why, and what to do.
+        reason: &'static str,
+    },
+    /// An element type that only one of the two sides has.
+    #[error("tensor {name:?} has elements of type {dtype}, which {lacking}; convert it before sending")]
+    DType {
+        /// The tensor's name.
+        name: String,
+        /// Its element type.
+        dtype: String,
+        /// Who does not know the type.
+        lacking: &'static str,
+    },
+    /// A view of elements that Candle holds as opaque bytes.
+    #[error(
+        "{tensor} is part of a storage of opaque elements, which can only move as a whole; send the tensor it was cut from"
+    )]
+    OpaqueView {
+        /// Which tensor.
+        tensor: TensorInfo,
+    },
+    /// The view can't be described by pieces of memory: too fragmented, overlapping, or longer than its
+    /// storage. The source names the remedy.
+    #[error("{tensor} can't move as it is: {source}")]
+    Layout {
+        /// Which tensor.
+        tensor: TensorInfo,
+        /// What is wrong with its layout.
+        source: LayoutError,
+    },
+    /// There is nothing to move: no tensor has elements. Send the shape instead.
+    #[error("{tensor} has no elements: there is nothing to move")]
+    Empty {
+        /// Which tensor, or the first of a set.
+        tensor: TensorInfo,
+    },
+    /// The storage is taken by another operation. Wait for that one, or work on a copy.
+    #[error("{tensor} is busy: {holder}; wait for that to end, or use a copy (`Tensor::copy`)")]
+    Busy {
+        /// Which tensor.
+        tensor: TensorInfo,
+        /// Who has it.
+        holder: &'static str,
+    },
+    /// Every byte arrived, but the tensor could not take them. They are in `received`.
+    #[error("the content of {tensor} arrived but was not stored: {reason}; it is in this error's `received`")]
+    NotStored {
+        /// Which tensor.
+        tensor: TensorInfo,
+        /// What was in the way.
+        reason: &'static str,
+        /// What arrived, as a tensor of its own.
+        received: Box<Tensor>,
+    },
+    /// There is no memory for a received tensor. If the envelope came from an unreliable peer, check its
+    /// shapes.
+    #[error("no memory for tensor {name:?} of {bytes} bytes")]
+    Allocation {
+        /// The tensor's name.
+        name: String,
+        /// Bytes asked for.
+        bytes: u64,
+    },
+    /// The envelope is malformed, or a set of tensors makes no valid one (two of the same name, say).
+    #[error("envelope refused: {0}")]
+    Envelope(#[from] MetadataError),
+    /// Candle refused.
+    #[error("candle refused {tensor}: {source}")]
+    Candle {
+        /// Which tensor.
+        tensor: TensorInfo,
+        /// What it said.
+        source: Box<candle_core::Error>,
+    },
+    /// The operation failed.
+    #[error(transparent)]
+    Operation(#[from] Error),
+}
+
+impl TensorError {
+    /// Whether the same call can succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Busy { .. } | Self::NotStored { .. } | Self::Allocation { .. } => true,
+            Self::Operation(error) => error.is_retryable(),
+            _ => false,
+        }
+    }
+}
+
+/// A tensor in an error message: its name where it has one, element type, shape and device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TensorInfo {
+    /// Its name in a set; empty outside one.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Where it lives.
+    pub device: DeviceLocation,
+}
+
+impl TensorInfo {
+    pub(crate) fn new(name: &str, tensor: &Tensor) -> Self {
+        Self {
+            name: name.to_owned(),
+            dtype: tensor.dtype(),
+            shape: tensor.dims().to_vec(),
+            device: tensor.device().location(),
+        }
+    }
+
+    /// A tensor that does not exist yet, and will be on the CPU.
+    pub(crate) fn described(name: &str, dtype: DType, shape: &[usize]) -> Self {
+        Self { name: name.to_owned(), dtype, shape: shape.to_vec(), device: DeviceLocation::Cpu }
+    }
+}
+
+impl fmt::Display for TensorInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("tensor ")?;
+        if !self.name.is_empty() {
+            write!(f, "{:?} ", self.name)?;
+        }
+        write!(f, "({} {:?} on ", self.dtype.as_str(), self.shape)?;
+        match self.device {
+            DeviceLocation::Cpu => f.write_str("cpu)"),
+            DeviceLocation::Cuda { gpu_id } => write!(f, "cuda:{gpu_id})"),
+            DeviceLocation::Metal { gpu_id } => write!(f, "metal:{gpu_id})"),
+        }
+    }
+}
