@@ -205,7 +205,7 @@ impl Generation {
         let request = self
             .agent
             .create_xfer_req(direction, &local, &remote, peer, Some(&options))
-            .map_err(engine("createXferReq"))?;
+            .map_err(engine(CREATE_REQUEST))?;
         let in_progress = self.agent.post_xfer_req(&request, Some(&options));
         let in_progress = in_progress.map_err(|error| lost("postXferReq", peer, &error));
         Ok(Posted { request, in_progress })
@@ -309,6 +309,13 @@ impl NixlDescriptor for Described {
     fn device_id(&self) -> u64 {
         u64::from(self.0.device().id())
     }
+}
+
+const CREATE_REQUEST: &str = "createXferReq";
+
+/// Whether an error of [`Generation::post`] says that the request could not even be made.
+pub(super) fn is_unmade_request(error: &TransportError) -> bool {
+    matches!(error, TransportError::Engine { call: CREATE_REQUEST, .. })
 }
 
 fn engine(call: &'static str) -> impl Fn(NixlError) -> TransportError {
