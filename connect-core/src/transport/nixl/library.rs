@@ -136,6 +136,25 @@ pub fn candidates() -> Vec<PathBuf> {
     found
 }
 
+/// The backends that the NIXL library of this process has plugins for, such as `UCX`; loads the library if
+/// that has not been done.
+///
+/// Being listed means that the plugin was found, not that this machine has the hardware for it: that shows
+/// when a connector is built with it.
+///
+/// # Errors
+/// As [`load`], and [`TransportError::Engine`] when NIXL can't list them.
+pub fn plugins() -> Result<Vec<String>, TransportError> {
+    load(None)?;
+    let failed = |call| {
+        move |error: nixl_sys::NixlError| TransportError::Engine { call, status: error.to_string() }
+    };
+    let config = nixl_sys::AgentConfig { enable_prog_thread: false, ..Default::default() };
+    let agent = nixl_sys::Agent::new_configured("plugins", &config).map_err(failed("createAgent"))?;
+    let plugins = agent.get_available_plugins().map_err(failed("getAvailPlugins"))?;
+    Ok(plugins.iter().filter_map(Result::ok).map(str::to_owned).collect())
+}
+
 /// The libraries of NIXL wheels installed under a Python prefix, newest CUDA first.
 fn wheels_in(prefix: &Path) -> Vec<PathBuf> {
     let pythons = fs::read_dir(prefix.join("lib")).into_iter().flatten().flatten();

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use agent::{Generation, memory_type};
 use blob::{Blob, RemoteRegion};
 pub use config::{NixlConfig, NixlProgress};
-pub use library::{candidates, load};
+pub use library::{candidates, load, plugins};
 use nixl_sys::XferRequest;
 
 use super::{
