@@ -2,9 +2,8 @@
 #![expect(unsafe_code, reason = "declares one unsafe method and passes its contract on")]
 
 use candle_core::Tensor;
-use connect_core::{Connector, RdmaMetadata, Report};
+use connect_core::{Connector, RdmaMetadata, ReadableTensor, Report};
 
-use crate::send::ReadableTensor;
 use crate::{Pending, recv, send, unlocked};
 
 /// Sends and receives Candle tensors.

@@ -56,7 +56,6 @@ mod error;
 mod ext;
 mod fresh;
 mod hold;
-mod named;
 mod pin;
 mod recv;
 mod send;
@@ -64,12 +63,15 @@ mod store;
 mod unlocked;
 mod view;
 
+pub use connect_core::{ReadableTensor, ReadableTensors};
 pub use dtype::{candle_dtype, dtype_of};
 pub use error::{TensorError, TensorInfo};
 pub use ext::TensorExt;
-pub use named::NamedTensors;
 pub use recv::{WritableTensor, recv_new, recv_writable};
-pub use send::{ReadableTensor, ReadableTensors, send_tensors};
+pub use send::send_tensors;
+
+/// The tensors of one receive, by name. [`Into`] a `HashMap`, they are what `VarBuilder::from_tensors` takes.
+pub type NamedTensors = connect_core::NamedTensors<candle_core::Tensor>;
 
 /// An operation of this crate that has begun: await it, or call [`wait`](connect_core::Task::wait) to block.
 /// Dropping it ends the operation.

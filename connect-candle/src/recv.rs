@@ -9,15 +9,14 @@ use connect_core::{
     TensorSpec, Wait, WritableOperation,
 };
 
-use crate::Pending;
 use crate::dtype::{candle_dtype, dtype_of};
 use crate::error::{TensorError, TensorInfo};
 use crate::fresh::{Content, Filled, FreshTensors};
 use crate::hold;
-use crate::named::NamedTensors;
-use crate::send::{empty, single_envelope};
+use crate::send::empty;
 use crate::store::store;
 use crate::view;
+use crate::{NamedTensors, Pending};
 
 /// Reads the tensors that an envelope describes into new tensors on the CPU.
 ///
@@ -109,7 +108,8 @@ impl WritableTensor {
     /// # Errors
     /// [`TensorError::Envelope`] for a name of more than 4 KiB.
     pub fn envelope(&self, name: &str) -> Result<TensorEnvelope, TensorError> {
-        single_envelope(self.metadata(), &self.spec, name)
+        let spec = TensorSpec::new(name, self.spec.dtype, self.spec.shape.clone(), self.spec.descriptors())?;
+        Ok(TensorEnvelope::new(self.metadata().clone(), vec![spec])?)
     }
 
     /// How far the operation is.

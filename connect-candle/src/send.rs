@@ -1,133 +1,13 @@
 //! The sending half: tensors offered to a peer, or written into a peer's memory.
 
-use std::fmt;
-use std::future::IntoFuture;
-
 use candle_core::Tensor;
-use connect_core::{
-    Completion, Connector, Error, OperationStatus, RdmaMetadata, ReadableOperation, Report, Task,
-    TensorEnvelope, TensorSpec,
-};
+use connect_core::{Connector, RdmaMetadata, ReadableTensor, ReadableTensors, Report, Task, TensorSpec};
 
 use crate::Pending;
 use crate::dtype::dtype_of;
 use crate::error::{TensorError, TensorInfo};
 use crate::pin::TensorSource;
 use crate::view;
-
-/// A tensor that one peer may read. Made by [`TensorExt::send_readable`](crate::TensorExt::send_readable).
-///
-/// Its storage stays pinned until the operation ends: readers go on, in-place operations wait.
-#[must_use = "dropping an operation withdraws its offer"]
-pub struct ReadableTensor {
-    operation: ReadableOperation,
-    spec: TensorSpec,
-}
-
-impl ReadableTensor {
-    /// What a peer needs to read the bytes, exactly as the Python original has it. The peer must know dtype
-    /// and shape; [`envelope`](Self::envelope) tells it.
-    pub fn metadata(&self) -> &RdmaMetadata {
-        self.operation.metadata()
-    }
-
-    /// The metadata with the tensor's dtype and shape, under `name`: what
-    /// [`recv_new`](crate::recv_new) takes.
-    ///
-    /// # Errors
-    /// [`TensorError::Envelope`] for a name of more than 4 KiB.
-    pub fn envelope(&self, name: &str) -> Result<TensorEnvelope, TensorError> {
-        single_envelope(self.metadata(), &self.spec, name)
-    }
-
-    /// How far the operation is.
-    pub fn status(&self) -> OperationStatus {
-        self.operation.status()
-    }
-
-    /// Waits until a peer has read the tensor, and unpins it.
-    ///
-    /// # Errors
-    /// [`Error::DeadlineExceeded`] when nobody did in time, [`Error::Transport`] when the transport failed.
-    pub fn wait_for_completion(self) -> Completion<Report> {
-        self.operation.wait_for_completion()
-    }
-
-    /// Withdraws the offer. The result is [`Error::Cancelled`], unless a peer was faster.
-    pub fn cancel(self) -> Completion<Report> {
-        self.operation.cancel()
-    }
-}
-
-impl IntoFuture for ReadableTensor {
-    type Output = Result<Report, Error>;
-    type IntoFuture = Completion<Report>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        self.wait_for_completion()
-    }
-}
-
-impl fmt::Debug for ReadableTensor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (dtype, shape) = (self.spec.dtype, &self.spec.shape);
-        f.debug_struct("ReadableTensor").field("dtype", &dtype).field("shape", shape).finish_non_exhaustive()
-    }
-}
-
-/// Named tensors that one peer may read, in one operation. Made by [`send_tensors`].
-///
-/// Their storages stay pinned until the operation ends: readers go on, in-place operations wait.
-#[must_use = "dropping an operation withdraws its offer"]
-pub struct ReadableTensors {
-    operation: ReadableOperation,
-    envelope: TensorEnvelope,
-}
-
-impl ReadableTensors {
-    /// What a peer needs to receive the tensors: [`recv_new`](crate::recv_new) takes it.
-    pub fn envelope(&self) -> &TensorEnvelope {
-        &self.envelope
-    }
-
-    /// The document inside the envelope, for peers that know the tensors from elsewhere.
-    pub fn metadata(&self) -> &RdmaMetadata {
-        self.operation.metadata()
-    }
-
-    /// How far the operation is.
-    pub fn status(&self) -> OperationStatus {
-        self.operation.status()
-    }
-
-    /// Waits until a peer has read the tensors, and unpins them.
-    ///
-    /// # Errors
-    /// As [`ReadableTensor::wait_for_completion`].
-    pub fn wait_for_completion(self) -> Completion<Report> {
-        self.operation.wait_for_completion()
-    }
-
-    /// Withdraws the offer. The result is [`Error::Cancelled`], unless a peer was faster.
-    pub fn cancel(self) -> Completion<Report> {
-        self.operation.cancel()
-    }
-}
-
-impl IntoFuture for ReadableTensors {
-    type Output = Result<Report, Error>;
-    type IntoFuture = Completion<Report>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        self.wait_for_completion()
-    }
-}
-
-impl fmt::Debug for ReadableTensors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReadableTensors").field("tensors", &self.envelope.tensors()).finish_non_exhaustive()
-    }
-}
 
 /// Offers named tensors for one peer to read, as one operation.
 ///
@@ -166,10 +46,7 @@ pub fn send_tensors<'a, N: AsRef<str>>(
         }
     }
     Task::after(connector.create_readable(source), move |opened| {
-        let offer = |operation: ReadableOperation| {
-            let envelope = TensorEnvelope::new(operation.metadata().clone(), specs)?;
-            Ok(ReadableTensors { operation, envelope })
-        };
+        let offer = |operation| ReadableTensors::new(operation, specs).map_err(TensorError::from);
         Task::ready(opened.map_err(TensorError::from).and_then(offer))
     })
 }
@@ -182,8 +59,8 @@ pub(crate) fn send_readable(tensor: &Tensor, connector: &Connector) -> Pending<R
         Ok(spec) => spec,
         Err(error) => return Task::ready(Err(error)),
     };
-    Task::after(connector.create_readable(source), |opened| {
-        let offer = |operation| ReadableTensor { operation, spec };
+    Task::after(connector.create_readable(source), move |opened| {
+        let offer = |operation| ReadableTensor::new(operation, spec.dtype, spec.shape);
         Task::ready(opened.map(offer).map_err(TensorError::from))
     })
 }
@@ -228,16 +105,6 @@ fn add(
     })?;
     let shape: Vec<u64> = tensor.dims().iter().map(|&dim| dim as u64).collect();
     Ok(TensorSpec::new(name, dtype, shape, first_descriptor..first_descriptor + count)?)
-}
-
-/// An envelope of one tensor that has all descriptors.
-pub(crate) fn single_envelope(
-    metadata: &RdmaMetadata,
-    spec: &TensorSpec,
-    name: &str,
-) -> Result<TensorEnvelope, TensorError> {
-    let spec = TensorSpec::new(name, spec.dtype, spec.shape.clone(), 0..metadata.descriptors().len())?;
-    Ok(TensorEnvelope::new(metadata.clone(), vec![spec])?)
 }
 
 pub(crate) fn empty(tensor: &Tensor) -> TensorError {

@@ -86,7 +86,8 @@ fn every_view_that_holds_no_element_twice_can_be_received_into() {
 fn a_part_is_received_into_without_touching_the_rest() {
     let connector = connector();
     let tensor = counted(&[4, 4]);
-    let offer = Tensor::zeros((4, 2), DType::F32, &Device::Cpu).unwrap().send_readable(&connector).wait().unwrap();
+    let offer =
+        Tensor::zeros((4, 2), DType::F32, &Device::Cpu).unwrap().send_readable(&connector).wait().unwrap();
     tensor.narrow(1, 1, 2).unwrap().recv_into(&connector, offer.metadata()).wait().unwrap();
     let expected = [0., 0., 0., 3., 4., 0., 0., 7., 8., 0., 0., 11., 12., 0., 0., 15.];
     assert_eq!(elements(&tensor), expected);
@@ -105,7 +106,10 @@ fn named_tensors_arrive_as_one_operation_with_views_shared_storage_and_empty_one
 
     let received = recv_new(&connector, &TensorEnvelope::from_json(&json).unwrap()).wait().unwrap();
     assert_eq!(received.report().bytes, 2 * 8 * 8 * 4 + 8 * 16 * 2);
-    assert_eq!(received.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["left", "empty", "right", "half"]);
+    assert_eq!(
+        received.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["left", "empty", "right", "half"]
+    );
     for (name, tensor) in sent {
         assert_eq!((received[name].dims(), received[name].dtype()), (tensor.dims(), tensor.dtype()));
         let floats = |tensor: &Tensor| elements(&tensor.to_dtype(DType::F32).unwrap());
@@ -142,7 +146,8 @@ fn unlocked_receives_fill_blocks_while_other_blocks_are_offered() {
     let pool = counted(&[4, 8]);
     let (served, free) = (pool.narrow(0, 0, 1).unwrap(), pool.narrow(0, 2, 2).unwrap());
     let serving = served.send_readable(&connector).wait().unwrap();
-    let offer = Tensor::ones((2, 8), DType::F32, &Device::Cpu).unwrap().send_readable(&connector).wait().unwrap();
+    let offer =
+        Tensor::ones((2, 8), DType::F32, &Device::Cpu).unwrap().send_readable(&connector).wait().unwrap();
     let (before, _) = storage(&pool);
     // SAFETY: nobody but this thread uses the pool, and it does not until the lease is back.
     let received = unsafe { free.recv_into_unlocked(&connector, offer.metadata(), "blocks 2 and 3") };

@@ -39,7 +39,8 @@ fn receiving_into_a_whole_tensor_exchanges_its_buffer_for_every_alias() {
     let tensor = counted(&[4, 8]);
     let (alias, view) = (tensor.clone(), tensor.narrow(0, 3, 1).unwrap());
     let (before, _) = storage(&tensor);
-    let offer = Tensor::ones((4, 8), DType::F32, &Device::Cpu).unwrap().send_readable(&connector).wait().unwrap();
+    let offer =
+        Tensor::ones((4, 8), DType::F32, &Device::Cpu).unwrap().send_readable(&connector).wait().unwrap();
     tensor.recv_into(&connector, offer.metadata()).wait().unwrap();
     assert_ne!(storage(&tensor).0, before);
     assert_eq!(storage(&alias).0, storage(&tensor).0);

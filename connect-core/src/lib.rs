@@ -11,6 +11,7 @@ mod memory;
 mod op;
 mod stats;
 mod task;
+mod tensors;
 pub mod transport;
 pub mod wire;
 
@@ -26,6 +27,7 @@ pub use op::{
 };
 pub use stats::Stats;
 pub use task::{Task, Wait};
+pub use tensors::{NamedTensors, ReadableTensor, ReadableTensors};
 pub use wire::{
     MediaDescriptor, MetadataError, RdmaMetadata, SerializedDescriptor, TensorEnvelope, TensorSpec,
 };

@@ -10,17 +10,33 @@ input is one command, each line on standard output one answer:
 
 SPEC is {"dtype": torch dtype name, "shape": [...], "seed": n, "device": "cpu"}. A source's bytes are the
 pattern `(31 * i + seed) mod 251`; the digests are over each tensor's bytes after the operation.
+"verified" in a completion says for each tensor whether its bytes are then the pattern of its seed.
 A command may carry "hex": true (metadata as old workers encode it), "fresh": true (a new agent for the
 operation, as workers of November 2025 made) and "timeout" in seconds. Several commands can be under way:
 answers carry the command's "id".
+
+Beside the original, two commands use NIXL itself:
+
+    {"do": "media", "shape": [...], "seed": n}                -> {"event": "media", "descriptor": {...}}
+        offers a uint8 tensor as Dynamo's Rust front-end does, for as long as this process runs
+    {"do": "notify", "metadata": {...}, "body": base64}       -> {"event": "notified", "agent": name}
+        sends a notification to the agent behind the metadata; "count": n sends it n times, each with its
+        number appended. "agent" is the sender, which is always the same
+
+The process ends with its standard input, whatever is under way then.
 """
 
+import argparse
 import asyncio
+import base64
 import hashlib
 import json
 import logging
+import os
 import sys
 import time
+import uuid
+import zlib
 
 logging.disable(logging.WARNING)
 # NIXL's Python layer logs to standard output, which belongs to the protocol here.
@@ -29,20 +45,25 @@ sys.stdout = sys.stderr
 
 import torch  # noqa: E402
 from dynamo.nixl_connect import Connector, Descriptor, RdmaMetadata  # noqa: E402
+from nixl._api import nixl_agent  # noqa: E402
+
+
+def pattern(size, seed):
+    # 251 is prime, so the pattern has that period.
+    period = torch.tensor([(31 * i + seed) % 251 for i in range(251)], dtype=torch.uint8)
+    return period.repeat(size // 251 + 1)[:size].clone()
+
+
+def expected(spec, size):
+    raw = pattern(size, spec.get("seed", 0))
+    return raw & 1 if spec["dtype"] == "bool" else raw
 
 
 def make_tensor(spec, fill):
     dtype = getattr(torch, spec["dtype"])
     empty = torch.empty(spec["shape"], dtype=dtype)
     size = empty.numel() * empty.element_size()
-    if fill:
-        # 251 is prime, so the pattern has that period.
-        period = torch.tensor([(31 * i + spec.get("seed", 0)) % 251 for i in range(251)], dtype=torch.uint8)
-        raw = period.repeat(size // 251 + 1)[:size].clone()
-        if dtype == torch.bool:
-            raw = raw & 1
-    else:
-        raw = torch.zeros(size, dtype=torch.uint8)
+    raw = expected(spec, size) if fill else torch.zeros(size, dtype=torch.uint8)
     return raw.view(dtype).reshape(spec["shape"]), raw
 
 
@@ -80,18 +101,71 @@ async def run(connector, command):
         await asyncio.wait_for(operation.wait_for_completion(), command.get("timeout", 30))
         status = operation.status.name
     seconds = time.perf_counter() - started
-    answer(command, event="complete", status=status, seconds=seconds, sha256=[digest(raw) for _, raw in tensors])
+    verified = [torch.equal(raw, expected(spec, raw.numel())) for spec, (_, raw) in zip(command["tensors"], tensors)]
+    digests = [digest(raw) for _, raw in tensors]
+    answer(command, event="complete", status=status, seconds=seconds, sha256=digests, verified=verified)
+
+
+# What Dynamo's front-end keeps while a request lives.
+MEDIA = []
+
+
+def offer_media(command):
+    agent = nixl_agent(f"media-loader-{uuid.uuid4()}")
+    size = torch.empty(command["shape"], dtype=torch.uint8).numel()
+    tensor = pattern(size, command.get("seed", 0))
+    registration = agent.register_memory(tensor)
+    blob = zlib.compress(agent.get_agent_metadata(), level=6)
+    MEDIA.append((agent, tensor, registration))
+    descriptor = {
+        "nixl_metadata": "b64:" + base64.b64encode(blob).decode(),
+        "nixl_descriptor": {"addr": tensor.data_ptr(), "size": size, "mem_type": "Dram", "device_id": 0},
+        "shape": command["shape"],
+        "dtype": "UINT8",
+        "metadata": None,
+        "content_hash": None,
+    }
+    answer(command, event="media", descriptor=descriptor)
+
+
+STRANGER = []
+
+
+def notify(command):
+    if not STRANGER:
+        STRANGER.append(nixl_agent(f"stranger-{uuid.uuid4()}"))
+    encoded = command["metadata"]["nixl_metadata"]
+    blob = base64.b64decode(encoded[4:]) if encoded.startswith("b64:") else bytes.fromhex(encoded)
+    remote = STRANGER[0].add_remote_agent(zlib.decompress(blob))
+    body = base64.b64decode(command["body"])
+    if "count" in command:
+        for number in range(command["count"]):
+            STRANGER[0].send_notif(remote, body + str(number).encode())
+    else:
+        STRANGER[0].send_notif(remote, body)
+    answer(command, event="notified", agent=STRANGER[0].name)
+
+
+async def act(connector, command):
+    if command["do"] == "media":
+        offer_media(command)
+    elif command["do"] == "notify":
+        notify(command)
+    else:
+        await run(connector, command)
 
 
 async def guarded(connector, command):
     try:
-        await run(connector, command)
+        await act(connector, command)
     except Exception as error:  # reported to the test, which decides
         answer(command, event="error", kind=type(error).__name__, message=str(error))
 
 
 async def main():
-    connector = Connector()
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--worker-id")
+    connector = Connector(arguments.parse_args().worker_id)
     answer({}, event="ready", torch=torch.__version__)
     loop = asyncio.get_running_loop()
     tasks = set()
@@ -99,7 +173,8 @@ async def main():
         task = asyncio.create_task(guarded(connector, json.loads(line)))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-    await asyncio.gather(*tasks)
+    # Whoever gave the commands is gone. NIXL's threads would keep an ordinary exit waiting.
+    os._exit(0)
 
 
 asyncio.run(main())

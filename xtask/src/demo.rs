@@ -11,10 +11,10 @@ use crate::setup::{self, Group};
 /// What takes part in the demo.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Also over NIXL; fetches it first (83 MB)
+    /// Over NIXL instead of the embedded transport; fetches it first (83 MB)
     #[arg(long)]
     nixl: bool,
-    /// Also with a Python worker that uses dynamo.nixl_connect; implies --nixl and fetches torch first (2 GB)
+    /// Into a Python worker that uses dynamo.nixl_connect; implies --nixl and fetches torch first (2 GB)
     #[arg(long)]
     python: bool,
     /// For the demo program; `cargo xtask demo -- --help` lists them
@@ -27,9 +27,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let nixl = args.nixl || args.python;
     println!(
         "This builds the demo (about 2 min the first time on two cores) and moves a checkpoint from one process to \
-         another{}{}.\nIt takes some seconds, needs no GPU, no RDMA and no root, and leaves nothing behind but target/{}.",
-        if nixl { ", embedded and over NIXL" } else { "" },
-        if args.python { ", and to and from a Python worker" } else { "" },
+         another{}{}, and checks every byte.\nIt takes some seconds, needs no GPU, no RDMA and no root, and leaves nothing behind but target/{}.",
+        if nixl { " over NIXL" } else { "" },
+        if args.python { ", a Python worker that uses the original" } else { "" },
         if nixl { " and .connect/" } else { "" },
     );
     setup::ensure(needs(nixl, args.python))?;

@@ -45,9 +45,11 @@ impl OpInfo {
     /// The watchdog: the deadline passed and the driver has not said so. The memory stays with the driver.
     pub(crate) fn answer_for_a_stuck_driver(&self) {
         let outcome = Outcome { result: Err(self.deadline_exceeded()), memory: None };
-        if self.slot.settle(OperationStatus::Errored, outcome) {
+        let count = || {
             stats::add(&self.counters.failed, 1);
             stats::add(&self.counters.deadlines_missed, 1);
+        };
+        if self.slot.settle(OperationStatus::Errored, outcome, count) {
             tracing::warn!(parent: &self.span, "the transport is stuck in a call; the deadline passed meanwhile");
         }
     }

@@ -305,7 +305,7 @@ impl Driver {
             Ok((_, name)) => info.slot.open(Opened { metadata: None, peer: Some(name) }),
             Err(error) => {
                 let outcome = Outcome { result: Err(error), memory: None };
-                info.slot.settle(OperationStatus::Errored, outcome);
+                info.slot.settle(OperationStatus::Errored, outcome, || {});
             }
         }
         self.deadlines.remove(info);
@@ -477,12 +477,12 @@ impl Driver {
             Verdict::Failed | Verdict::Stopped(_) => &self.counters.failed,
         };
         // The watchdog may have answered, and counted, for this thread; then the memory is simply freed.
-        if info.slot.settle(operation.machine.status(), Outcome { result, memory }) {
+        info.slot.settle(operation.machine.status(), Outcome { result, memory }, || {
             stats::add(counted, 1);
             if verdict == Verdict::Stopped(Why::Deadline) {
                 stats::add(&self.counters.deadlines_missed, 1);
             }
-        }
+        });
     }
 
     fn verdict_to_result(&self, operation: &mut Operation, verdict: Verdict) -> Result<Report, Error> {
@@ -502,11 +502,13 @@ impl Driver {
     }
 
     /// Drops what is left of a finished operation.
-    fn forget(&mut self, operation: Operation) {
+    fn forget(&mut self, mut operation: Operation) {
         if let Some((offer, key)) = &operation.offer {
             self.offers.remove(offer);
             self.keys.remove(key);
         }
+        // It counts as parked until it is gone.
+        drop(operation.memory.take());
         if operation.parked {
             stats::sub(&self.counters.parked, 1);
             stats::sub(&self.counters.parked_bytes, operation.info.bytes);
@@ -576,7 +578,7 @@ impl Driver {
         if !done {
             for Request(info) in &answered {
                 let outcome = Outcome { result: Err(info.deadline_exceeded()), memory: None };
-                info.slot.settle(OperationStatus::Errored, outcome);
+                info.slot.settle(OperationStatus::Errored, outcome, || {});
                 self.deadlines.remove(info);
             }
             self.closing = Some(still_waiting);
@@ -603,7 +605,7 @@ impl Driver {
     fn abandon_everything(&mut self) {
         for operation in self.operations.values_mut() {
             let outcome = Outcome { result: Err(Error::ShutDown), memory: None };
-            operation.info.slot.settle(OperationStatus::Errored, outcome);
+            operation.info.slot.settle(OperationStatus::Errored, outcome, || {});
         }
         // Commands not taken up answer for themselves when they are dropped.
         while self.inbox.try_recv().is_some() {}

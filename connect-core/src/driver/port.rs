@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::op::OperationStatus;
 use crate::op::slot::Outcome;
 use crate::op::state::Why;
+use crate::stats;
 use crate::wire::RdmaMetadata;
 
 /// What callers ask of the driver.
@@ -40,7 +41,7 @@ pub(crate) struct Start {
 impl Drop for Start {
     fn drop(&mut self) {
         if self.memory.is_some() {
-            answer_shut_down(&self.info, self.memory.take());
+            answer_shut_down(&self.info, self.memory.take(), || stats::add(&self.info.counters.failed, 1));
         }
     }
 }
@@ -51,13 +52,13 @@ pub(crate) struct Request(pub(crate) Arc<OpInfo>);
 
 impl Drop for Request {
     fn drop(&mut self) {
-        answer_shut_down(&self.0, None);
+        answer_shut_down(&self.0, None, || {});
     }
 }
 
 /// Does nothing if there is an answer already.
-fn answer_shut_down(info: &OpInfo, memory: Option<Box<dyn Any + Send>>) {
-    info.slot.settle(OperationStatus::Errored, Outcome { result: Err(Error::ShutDown), memory });
+fn answer_shut_down(info: &OpInfo, memory: Option<Box<dyn Any + Send>>, count: impl FnOnce()) {
+    info.slot.settle(OperationStatus::Errored, Outcome { result: Err(Error::ShutDown), memory }, count);
 }
 
 /// Sends commands to the driver and wakes it if it sleeps.

@@ -48,6 +48,9 @@ impl Deadlines {
     pub(crate) fn insert(&self, info: &Arc<OpInfo>) {
         let Some(at) = info.deadline else { return };
         let mut table = self.lock();
+        if table.closed {
+            return;
+        }
         table.entries.insert((at, info.id), Entry { info: Arc::clone(info), answered: false });
         if table.wakes_at.is_none_or(|wakes_at| at + SLACK < wakes_at) {
             self.changed.notify_one();
@@ -68,9 +71,14 @@ impl Deadlines {
         (overdue, next.map(|((at, _), _)| *at))
     }
 
-    /// Ends the watchdog thread.
+    /// Ends the watchdog thread. What has a deadline now or later gets its answer from the driver's end, and
+    /// must not be kept here: with its outcome it may hold memory.
     pub(crate) fn close(&self) {
-        self.lock().closed = true;
+        let mut table = self.lock();
+        table.closed = true;
+        let entries = std::mem::take(&mut table.entries);
+        drop(table);
+        drop(entries);
         self.changed.notify_one();
     }
 

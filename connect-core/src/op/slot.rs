@@ -79,14 +79,16 @@ impl Slot {
         self.notify(answers);
     }
 
-    /// The driver, or the watchdog in its stead: the operation ended. Says whether this was the first
-    /// outcome; a later one is dropped, with its memory.
-    pub(crate) fn settle(&self, status: OperationStatus, outcome: Outcome) -> bool {
+    /// The driver, or the watchdog in its stead: the operation ended. A later outcome than the first is
+    /// dropped, with its memory. `count` is called for the first only, and before anybody can see it, so that
+    /// whoever sees it finds it counted.
+    pub(crate) fn settle(&self, status: OperationStatus, outcome: Outcome, count: impl FnOnce()) -> bool {
         let mut answers = self.lock();
         if answers.settled {
             return false;
         }
         answers.settled = true;
+        count();
         self.set_status(status);
         answers.outcome = Some(outcome);
         self.notify(answers);

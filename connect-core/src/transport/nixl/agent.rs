@@ -145,13 +145,14 @@ impl Generation {
     /// Loads a peer's checked blob, unless it is loaded already.
     /// `in_use` says that transfers with the peer are in flight.
     pub(super) fn load(&mut self, name: &str, blob: &[u8], in_use: bool) -> Result<(), TransportError> {
+        let is_known = self.peers.contains_key(name);
         match self.peers.get(name) {
             Some(blobs) if blobs.contains(blob) => return Ok(()),
             Some(blobs) if blobs.len() >= MAX_BLOBS && !in_use => self.unload(name),
             _ => {}
         }
         let loaded = match self.agent.load_remote_md(blob) {
-            Err(_) if self.peers.contains_key(name) => {
+            Err(_) if is_known => {
                 // The same name with other connection data: the peer restarted. Its predecessor's is
                 // dropped; what was in flight with that has failed or is about to.
                 self.unload(name);
@@ -168,9 +169,12 @@ impl Generation {
                 let _ = self.agent.invalidate_remote_md(&loaded);
                 Err(TransportError::Protocol(format!("NIXL read the name {loaded:?} in {name:?}'s blob")))
             }
-            Err(error) => {
+            Err(error @ NixlError::InvalidParam) if !is_known => {
                 Err(TransportError::Protocol(format!("NIXL refused the blob of {name:?}: {error}")))
             }
+            // The blob is sound as far as can be seen, and UCX may dial its addresses while it is loaded. Of a
+            // known peer that died NIXL even says that the parameter is invalid.
+            Err(error) => Err(lost("loadRemoteMD", name, &error)),
         }
     }
 
@@ -312,7 +316,8 @@ fn engine(call: &'static str) -> impl Fn(NixlError) -> TransportError {
 }
 
 /// NIXL knows better, but its C interface folds a lost peer and nearly everything else into one error. When
-/// a request that could be made can't be posted or completed, the peer being gone is what it means.
+/// a checked blob can't be loaded, or a request that could be made can't be posted or completed, the peer
+/// being gone is what it means.
 fn lost(call: &'static str, peer: &str, error: &NixlError) -> TransportError {
     TransportError::PeerLost(format!(
         "{call} with {peer} failed: {error}; its process has ended, or it withdrew the memory"

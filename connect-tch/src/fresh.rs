@@ -1,0 +1,72 @@
+//! New tensors as target memory: nobody else has a handle before they are filled.
+#![expect(unsafe_code, reason = "implements TargetMemory for tensors of libtorch's own allocation")]
+
+use connect_core::layout;
+use connect_core::{Device, Received, Region, Report, TargetMemory};
+use tch::{Kind, Tensor};
+
+use crate::error::{TensorError, TensorInfo, first_line};
+use crate::inspect::data_address;
+
+/// What a fresh tensor holds before it is filled.
+#[derive(Clone, Copy)]
+pub(crate) enum Content {
+    /// Nothing yet. For reads: this side's own transport tells when every byte was written.
+    Unset,
+    /// Zeros. For memory that a peer writes: there, completion is the peer's word, and a peer that lies must
+    /// not make stale memory readable.
+    Zeroed,
+}
+
+/// New tensors, filled one after the other.
+#[derive(Default)]
+pub(crate) struct FreshTensors {
+    tensors: Vec<(String, Tensor)>,
+    regions: Vec<Region>,
+}
+
+impl FreshTensors {
+    /// Adds a tensor of `bytes` bytes, in pieces like the peer's, since an operation pairs them.
+    pub(crate) fn add(
+        &mut self,
+        info: &TensorInfo,
+        kind: Kind,
+        bytes: u64,
+        content: Content,
+        peer: &[u64],
+    ) -> Result<(), TensorError> {
+        let allocation = |reason: &str| {
+            let (name, reason) = (info.name.clone(), first_line(reason));
+            TensorError::Allocation { name, bytes, reason }
+        };
+        let options = (kind, tch::Device::Cpu);
+        let tensor = match content {
+            Content::Unset => Tensor::f_empty(info.shape.as_slice(), options),
+            Content::Zeroed => Tensor::f_zeros(info.shape.as_slice(), options),
+        };
+        let tensor = tensor.map_err(|error| allocation(&error.to_string()))?;
+        let addr = data_address(&tensor).map_err(|error| allocation(&error))?;
+        // Without elements there is no region.
+        let whole: Vec<Region> = Region::new(Device::CPU, addr, bytes).into_iter().collect();
+        let pieces = layout::split_to_match(&whole, peer)
+            .map_err(|source| TensorError::Layout { tensor: info.clone(), source })?;
+        self.regions.extend(pieces);
+        self.tensors.push((info.name.clone(), tensor));
+        Ok(())
+    }
+
+    /// The filled tensors. That a completed operation gave them back is the proof that they are.
+    pub(crate) fn filled(received: Received<Self>) -> (Vec<(String, Tensor)>, Report) {
+        (received.memory.tensors, received.report)
+    }
+}
+
+// SAFETY: each region is the memory of one of the tensors, which libtorch allocated for exactly these bytes:
+// `bytes` follows from the same dtype and shape. The handles here are the only ones, and are not used while
+// the operation has them; moving them does not move the storage; numbers take any bit pattern, and libtorch
+// reads a `Bool` as "not zero".
+unsafe impl TargetMemory for FreshTensors {
+    fn regions(&mut self) -> Vec<Region> {
+        self.regions.clone()
+    }
+}

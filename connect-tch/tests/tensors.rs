@@ -1,0 +1,161 @@
+//! libtorch tensors over the embedded transport, in one process.
+
+use connect_core::{Connector, TensorEnvelope};
+use connect_tch::{TensorError, TensorExt, recv_new, recv_writable, send_tensors};
+use tch::{Device, Kind, Tensor};
+
+const KINDS: [Kind; 15] = [
+    Kind::Uint8,
+    Kind::Int8,
+    Kind::Int16,
+    Kind::Int,
+    Kind::Int64,
+    Kind::Half,
+    Kind::BFloat16,
+    Kind::Float,
+    Kind::Double,
+    Kind::Bool,
+    Kind::ComplexFloat,
+    Kind::Float8e5m2,
+    Kind::Float8e4m3fn,
+    Kind::Float8e5m2fnuz,
+    Kind::Float8e4m3fnuz,
+];
+
+fn connector() -> Connector {
+    Connector::local().unwrap()
+}
+
+fn counted(shape: &[i64]) -> Tensor {
+    Tensor::arange(shape.iter().product::<i64>(), (Kind::Float, Device::Cpu)).reshape(shape)
+}
+
+fn floats(tensor: &Tensor) -> Vec<f32> {
+    Vec::try_from(tensor.to_kind(Kind::Float).contiguous().view(-1)).unwrap()
+}
+
+fn bytes(tensor: &Tensor) -> Vec<u8> {
+    Vec::try_from(tensor.contiguous().view(-1).view_dtype(Kind::Uint8)).unwrap()
+}
+
+#[test]
+fn every_kind_arrives_by_read_and_by_write() {
+    let connector = connector();
+    for kind in KINDS {
+        let sent = counted(&[3, 5]).to_kind(kind);
+
+        // SAFETY: nobody else has the tensor, here and below.
+        let offer = unsafe { sent.send_readable(&connector) }.wait().unwrap();
+        let received = recv_new(&connector, &offer.envelope("x").unwrap()).wait().unwrap();
+        assert_eq!((received["x"].kind(), received["x"].size()), (kind, vec![3, 5]));
+        assert_eq!(bytes(&received["x"]), bytes(&sent), "read {kind:?}");
+        offer.wait_for_completion().wait().unwrap();
+
+        let offer = recv_writable(&connector, kind, &[3, 5]).wait().unwrap();
+        // SAFETY: as above.
+        unsafe { sent.send_into(&connector, offer.metadata()) }.wait().unwrap();
+        let (written, report) = offer.wait_for_completion().wait().unwrap();
+        assert_eq!(report.bytes, bytes(&sent).len() as u64);
+        assert_eq!(bytes(&written), bytes(&sent), "write {kind:?}");
+    }
+}
+
+#[test]
+fn views_shared_storage_and_empty_tensors_arrive_under_their_names() {
+    let connector = connector();
+    let tensor = counted(&[4, 6, 8]);
+    let sent = [
+        ("whole", tensor.shallow_clone()),
+        ("columns", tensor.narrow(2, 3, 4)),
+        ("transposed", tensor.transpose(0, 1)),
+        ("expanded", counted(&[1, 8]).expand([3, 8], false)),
+        ("scalar", tensor.get(3).get(5).get(7)),
+        ("empty", tensor.narrow(0, 0, 0)),
+        ("needs grad", counted(&[7]).set_requires_grad(true)),
+    ];
+    // SAFETY: nobody writes to the tensors here.
+    let offer = unsafe { send_tensors(&connector, sent.iter().map(|(name, tensor)| (name, tensor))) };
+    let offer = offer.wait().unwrap();
+    let envelope = TensorEnvelope::from_json(&offer.envelope().to_json()).unwrap();
+    let received = recv_new(&connector, &envelope).wait().unwrap();
+    for (name, tensor) in &sent {
+        assert_eq!(
+            (received[*name].size(), floats(&received[*name])),
+            (tensor.size(), floats(&tensor.detach()))
+        );
+    }
+    offer.wait_for_completion().wait().unwrap();
+}
+
+#[test]
+fn nothing_is_copied_on_the_way() {
+    let connector = connector();
+    let tensor = counted(&[4, 8]);
+    // SAFETY: nobody writes to the tensor here.
+    let offer = unsafe { tensor.narrow(0, 1, 2).send_readable(&connector) }.wait().unwrap();
+    assert_eq!(offer.metadata().regions()[0].addr(), tensor.data_ptr() as u64 + 32);
+
+    let offer = recv_writable(&connector, Kind::Float, &[4, 8]).wait().unwrap();
+    let addr = offer.metadata().regions()[0].addr();
+    // SAFETY: as above.
+    unsafe { tensor.send_into(&connector, offer.metadata()) }.wait().unwrap();
+    assert_eq!(offer.wait_for_completion().wait().unwrap().0.data_ptr() as u64, addr);
+}
+
+#[test]
+fn an_offer_keeps_the_storage_alive_when_every_handle_is_gone_or_points_elsewhere() {
+    let connector = connector();
+    let mut tensor = counted(&[64]);
+    // SAFETY: nobody writes to the storage; `set_data` only turns the handle to another one.
+    let offer = unsafe { tensor.send_readable(&connector) }.wait().unwrap();
+    tensor.set_data(&Tensor::zeros([64], (Kind::Float, Device::Cpu)));
+    drop(tensor);
+    let received = recv_new(&connector, &offer.envelope("x").unwrap()).wait().unwrap();
+    assert_eq!(floats(&received["x"]), floats(&counted(&[64])));
+}
+
+#[test]
+fn each_unsupported_tensor_is_an_error_that_names_the_remedy_and_never_a_panic() {
+    let connector = connector();
+    let eye = || Tensor::eye(4, (Kind::Float, Device::Cpu));
+    let refused = [
+        ("undefined", Tensor::new(), "assign it first"),
+        ("quantised", eye().quantize_per_tensor(0.1, 0, Kind::QUInt8), "int_repr"),
+        ("sparse", eye().to_sparse_sparse_dim(2), "to_dense"),
+        ("csr", eye().to_sparse_csr(None), "to_dense"),
+        ("conjugated", Tensor::zeros([4], (Kind::ComplexFloat, Device::Cpu)).conj(), "resolve_conj"),
+        (
+            "zero",
+            Tensor::internal_efficientzerotensor([4], (Kind::Float, Device::Cpu)),
+            "no memory behind it",
+        ),
+        ("wide", Tensor::zeros([4], (Kind::ComplexDouble, Device::Cpu)), "convert it"),
+        ("fragmented", counted(&[256, 64]).transpose(0, 1), ".contiguous()"),
+    ];
+    for (name, tensor, remedy) in &refused {
+        // SAFETY: nobody writes to the tensor here.
+        let error = unsafe { send_tensors(&connector, [(name, tensor)]) }.wait().unwrap_err().to_string();
+        assert!(error.contains(&format!("{name:?}")) && error.contains(remedy), "{error}");
+    }
+    // SAFETY: as above.
+    let error = unsafe { counted(&[0, 3]).send_readable(&connector) }.wait().unwrap_err();
+    assert!(matches!(error, TensorError::Empty { .. }), "{error}");
+    let error = recv_writable(&connector, Kind::Double, &[1 << 40, 1 << 18]).wait().unwrap_err();
+    assert!(matches!(error, TensorError::Allocation { .. }), "{error}");
+}
+
+#[test]
+fn the_futures_move_between_threads() {
+    fn is_send<T: Send>(future: T) -> T {
+        future
+    }
+    let connector = connector();
+    let tensor = counted(&[8]);
+    // SAFETY: nobody writes to the tensor here.
+    let sending = is_send(unsafe { tensor.send_readable(&connector) });
+    let received = futures_executor::block_on(is_send(async move {
+        let offer = sending.await?;
+        recv_new(&connector, &offer.envelope("x")?).await
+    }));
+    assert_eq!(floats(&received.unwrap()["x"]), floats(&tensor));
+}
