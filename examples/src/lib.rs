@@ -35,7 +35,8 @@ pub fn connector(transport: TransportChoice, deadline: Duration) -> Result<Conne
 
 /// The Python that `cargo xtask setup` installed, or the one that `CONNECT_PYTHON` names.
 pub fn python() -> Option<PathBuf> {
-    let installed = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.connect/venv/bin/python");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
+    let installed = || root.join(".connect/venv/bin/python");
     let python = std::env::var_os("CONNECT_PYTHON").map_or_else(installed, PathBuf::from);
     python.exists().then_some(python)
 }

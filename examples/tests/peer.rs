@@ -123,7 +123,8 @@ fn other_bytes_than_expected_are_reported_as_corrupt() {
 fn a_wrong_size_or_count_is_refused_before_anything_moves() {
     let mut offering = Peer::start(&["readable", "--size", "100"]);
     let offer = offering.event().to_string();
-    for (arguments, reason) in [(&["read", "--size", "99"][..], "100"), (&["read", "--size", "100", "--descriptors", "2"], "2")]
+    for (arguments, reason) in
+        [(&["read", "--size", "99"][..], "100"), (&["read", "--size", "100", "--descriptors", "2"], "2")]
     {
         let mut reading = Peer::start(arguments);
         reading.tell(&offer);

@@ -25,6 +25,11 @@ fn main() -> Result<()> {
     // The sender learns that it is done, and by whom.
     let report = offer.wait_for_completion().wait()?;
     assert_eq!(report.bytes, content.len() as u64);
-    println!("{} read {} bytes in {:?}", report.peer.unwrap_or_default(), report.bytes, received.report.transfer);
+    println!(
+        "{} read {} bytes in {:?}",
+        report.peer.unwrap_or_default(),
+        report.bytes,
+        received.report.transfer
+    );
     Ok(())
 }

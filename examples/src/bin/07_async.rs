@@ -34,7 +34,9 @@ async fn main() -> Result<()> {
             // Dropping the future, as `select!` and timeouts do, cancels the transfer and leaks nothing.
             let received = tokio::time::timeout(std::time::Duration::from_secs(20), read).await??;
             let first = *received.memory.first().context("at least one element")?;
-            assert!(received.memory.len() == 1 + first as usize && received.memory.iter().all(|n| *n == first));
+            assert!(
+                received.memory.len() == 1 + first as usize && received.memory.iter().all(|n| *n == first)
+            );
             anyhow::Ok(received.report.bytes)
         });
     }

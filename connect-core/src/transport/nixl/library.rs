@@ -146,9 +146,8 @@ pub fn candidates() -> Vec<PathBuf> {
 /// As [`load`], and [`TransportError::Engine`] when NIXL can't list them.
 pub fn plugins() -> Result<Vec<String>, TransportError> {
     load(None)?;
-    let failed = |call| {
-        move |error: nixl_sys::NixlError| TransportError::Engine { call, status: error.to_string() }
-    };
+    let failed =
+        |call| move |error: nixl_sys::NixlError| TransportError::Engine { call, status: error.to_string() };
     let config = nixl_sys::AgentConfig { enable_prog_thread: false, ..Default::default() };
     let agent = nixl_sys::Agent::new_configured("plugins", &config).map_err(failed("createAgent"))?;
     let plugins = agent.get_available_plugins().map_err(failed("getAvailPlugins"))?;

@@ -31,12 +31,21 @@ fn probe(scope: Option<&str>) -> Finding {
     const NAME: &str = "same user";
     match try_attach() {
         Ok(Some(0)) => Finding::new(AREA, NAME, Status::Ok, "a process read the memory of another"),
-        Ok(Some(status)) if status == i32::from(REFUSED) => Finding::new(AREA, NAME, Status::Warning, "refused by the kernel")
-            .means("bytes go through the socket instead: slower, never wrong")
-            .to_get_it(match scope {
-                Some("0") | None => "in a container: `--cap-add SYS_PTRACE`, or a seccomp profile that allows process_vm_readv",
-                Some(_) => "`sysctl kernel.yama.ptrace_scope=0`, which also lets processes of one user debug each other",
-            }),
+        Ok(Some(status)) if status == i32::from(REFUSED) => Finding::new(
+            AREA,
+            NAME,
+            Status::Warning,
+            "refused by the kernel",
+        )
+        .means("bytes go through the socket instead: slower, never wrong")
+        .to_get_it(match scope {
+            Some("0") | None => {
+                "in a container: `--cap-add SYS_PTRACE`, or a seccomp profile that allows process_vm_readv"
+            }
+            Some(_) => {
+                "`sysctl kernel.yama.ptrace_scope=0`, which also lets processes of one user debug each other"
+            }
+        }),
         Ok(status) => Finding::new(AREA, NAME, Status::Warning, format!("the probe ended with {status:?}")),
         Err(error) => Finding::new(AREA, NAME, Status::Warning, format!("the probe did not run: {error:#}")),
     }

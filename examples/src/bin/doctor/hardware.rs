@@ -45,9 +45,11 @@ fn gpu() -> Finding {
     match (gpus, &driver) {
         (0, None) => Finding::new(AREA, "NVIDIA GPU", Status::Missing, "no /dev/nvidia*, no driver")
             .means("tensors live in system memory; everything else works"),
-        (0, Some(_)) => Finding::new(AREA, "NVIDIA GPU", Status::Warning, format!("{version}; no /dev/nvidia*"))
-            .means("the driver is loaded, but no GPU is visible to this process")
-            .to_get_it("in a container: start it with `--gpus all`"),
+        (0, Some(_)) => {
+            Finding::new(AREA, "NVIDIA GPU", Status::Warning, format!("{version}; no /dev/nvidia*"))
+                .means("the driver is loaded, but no GPU is visible to this process")
+                .to_get_it("in a container: start it with `--gpus all`")
+        }
         (count, _) => Finding::new(AREA, "NVIDIA GPU", Status::Ok, format!("{count} visible; {version}"))
             .means("GPU memory needs NIXL; the embedded transport moves system memory only"),
     }

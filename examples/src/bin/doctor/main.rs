@@ -73,7 +73,9 @@ fn main() -> Result<ExitCode> {
     if args.json {
         println!("{:#}", serde_json::json!({"works": works, "findings": findings}));
     } else if works {
-        println!("\nThe embedded transport works here. What is missing above limits only what its line says.");
+        println!(
+            "\nThe embedded transport works here. What is missing above limits only what its line says."
+        );
     } else {
         println!("\nThe embedded transport does NOT work here; the line marked `failed` says why.");
     }

@@ -8,7 +8,9 @@ const AREA: &str = "NIXL (for other hosts, GPU memory and Python workers)";
 pub(crate) fn examine() -> Vec<Finding> {
     let finding = Finding::new(AREA, "built in", Status::Missing, "this program was built without it")
         .means("only the embedded transport: processes of this host")
-        .to_get_it("`cargo run -p connect-examples --features nixl --bin doctor`, after `cargo xtask setup --nixl`");
+        .to_get_it(
+            "`cargo run -p connect-examples --features nixl --bin doctor`, after `cargo xtask setup --nixl`",
+        );
     vec![finding]
 }
 
@@ -23,7 +25,9 @@ pub(crate) fn examine() -> Vec<Finding> {
         Err(error) => findings.push(
             Finding::new(AREA, "library", Status::Missing, "none that can be used")
                 .means(error.to_string().replace('\n', "; "))
-                .to_get_it("`pip install nixl-cu13` in a virtual environment, or NIXL_PREFIX for your own build"),
+                .to_get_it(
+                    "`pip install nixl-cu13` in a virtual environment, or NIXL_PREFIX for your own build",
+                ),
         ),
         Ok(_) => findings.extend([plugins(), ucx()]),
     }
@@ -86,9 +90,10 @@ fn ucx() -> Finding {
     };
     let took = started.elapsed();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let library = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| {
-        path.rsplit_once('/').is_some_and(|(_, file)| file.starts_with("libucp"))
-    });
+    let library = maps
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(5))
+        .find(|path| path.rsplit_once('/').is_some_and(|(_, file)| file.starts_with("libucp")));
     let library = library.unwrap_or("built into its plugin");
     let made = format!("{} agent made in {:.0} ms; {library}", connector.backend(), took.as_secs_f64() * 1e3);
     Finding::new(AREA, "UCX", Status::Ok, made)
