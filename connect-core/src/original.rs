@@ -93,15 +93,15 @@
 //! | D3 | no order between GPU streams and transfers | later, with CUDA tensors; CPU tensors only until then |
 //! | D4 | a released offer can still be read; a late read over TCP kills the offering process | revoked by a new agent, memory parked until then: `d4_stale_metadata_reads_nothing_once_the_memory_was_given_up`, `d4_a_late_read_over_tcp_does_not_kill_the_process_that_offered` |
 //! | D5 | raw pointers keep nothing alive | [`Descriptor::from_raw_parts`] is `unsafe` and takes an owner |
-//! | D6 | immutable `bytes` as a target | [`TargetMemory`](crate::TargetMemory) is another trait |
+//! | D6 | immutable `bytes` as a target | [`TargetMemory`] is another trait |
 //! | D7 | frees a transfer that is still moving | the state machine, `p1_p2_hold_in_every_order_of_events`; `d7_d14_memory_of_many_pieces_comes_free_only_when_it_is_quiet` |
 //! | D8 | one operation's end deregisters memory of others | users are counted: `d8_shared_descriptor_stays_registered` |
 //! | D9 | nothing starts before somebody looks; cancelling starts it | `d9_begin_posts_at_once`, `d9_cancel_starts_nothing_more`, `d9_d18_a_refused_operation_never_starts_and_leaves_nothing_behind` |
-//! | D10 | a torn target looks like any other | it comes back on success only as [`Received`](crate::Received); with a failure its content is unspecified, and [`Recovered`](crate::Recovered) says so |
-//! | D11 | a passive wait never ends | [`Deadline`](crate::Deadline), `d11_passive_wait_has_deadline` |
+//! | D10 | a torn target looks like any other | it comes back on success only as [`Received`]; with a failure its content is unspecified, and [`Recovered`] says so |
+//! | D11 | a passive wait never ends | [`Deadline`], `d11_passive_wait_has_deadline` |
 //! | D12 | passive operations can't be cancelled | [`cancel`](ReadableOperation::cancel), or drop it |
 //! | D13 | a failed reader tells nobody | partly: the deadline ends the wait; over `local` an offer whose reader died can be taken again. Nothing is sent to the passive side |
-//! | D14 | errors are never reported as a status, and skip the clean-up | [`Error`](crate::Error), final states: `d14_peer_killed_is_a_typed_error_and_status_is_final` |
+//! | D14 | errors are never reported as a status, and skip the clean-up | [`Error`], final states: `d14_peer_killed_is_a_typed_error_and_status_is_final` |
 //! | D15 | one notification that is not UTF-8 breaks all | `d15_non_utf8_notification_harms_nobody` |
 //! | D16 | notifications pile up and are scanned each time | a map from key to operation: `d16_foreign_notifications_are_not_kept` |
 //! | D17 | anybody who knows the key can claim completion | `local`: only who moved the bytes. NIXL: can't; the exact key counts, once, and the report names its sender: `d17_only_the_exact_key_completes_once_and_the_report_names_its_sender` |
@@ -116,14 +116,14 @@
 //! | D26 | accepts kinds, addresses and devices that can't be | `d26_a_document_that_the_original_would_take_is_refused_by_field`, `d26_addresses_outside_what_the_peer_registered_are_refused` |
 //! | D27 | a document can be used again and never expires | `local`: taken once. NIXL: partly, until its agent is gone: `d27_a_replayed_document_completes_nothing_twice` |
 //! | D28 | sleeps 5 to 100 ms between looks | the driver is woken, or spins, yields and sleeps (`driver/pace.rs`): measure with `cargo xtask bench` |
-//! | D29 | an idle connector burns a core | [`NixlProgress`](https://docs.rs/connect-core/latest/connect_core/transport/nixl/enum.NixlProgress.html); `cargo xtask bench` |
+//! | D29 | an idle connector burns a core | `NixlProgress`: its thread sleeps until something arrives; `cargo xtask bench` |
 //! | D30 | forgets a peer after each operation | peers are remembered until they are lost |
 //! | D31 | registers anew for each operation | partly: memory in several operations at once is registered once. A cache across operations comes with KV pools |
 //! | D32 | both sides must have buffers of one length | equal lengths, but of slices: [`Descriptor::slice`], [`DescriptorMut::slice`] |
 //! | D33 | blocks the event loop | [`Pending`]: the driver thread does the work |
 //! | D34 | serialises the agent twice for each document | once; the connection part is kept |
-//! | D35 | one operation for each tensor | a list of descriptors, and [`TensorEnvelope`](crate::TensorEnvelope), are one operation |
-//! | D36 | nothing can be configured | [`ConnectorBuilder`](crate::ConnectorBuilder), `NixlConfig`, [`LocalConfig`](crate::transport::local::LocalConfig) |
+//! | D35 | one operation for each tensor | a list of descriptors, and [`TensorEnvelope`], are one operation |
+//! | D36 | nothing can be configured | [`ConnectorBuilder`], `NixlConfig`, [`LocalConfig`](crate::transport::local::LocalConfig) |
 //! | D37 | `is_cuda_available` raises | there is none |
 //! | D38 | `Connector` can't be hashed | clone it, or use its [`worker_id`](Connector::worker_id) |
 //! | D39 | `hex_encode` is ignored after the first call | [`with_hex_encoding`](RdmaMetadata::with_hex_encoding) makes another document |
@@ -132,11 +132,12 @@
 //! | D42 | no way to oneself | `local`: a connector can be its own peer. NIXL: two connectors of one process; one alone is refused by name |
 //! | D43 | device stated, not checked | memory says where it is; raw parts are `unsafe` |
 //! | D44 | one kind of memory in one operation | the same, refused by name ([`MemoryError::MixedDevices`](crate::MemoryError::MixedDevices)) |
-//! | D45 | no dtype or shape; unknown dtypes become float32 | [`TensorEnvelope`](crate::TensorEnvelope), [`DType`](crate::DType): `an_unknown_name_is_an_error_and_never_float32` |
+//! | D45 | no dtype or shape; unknown dtypes become float32 | [`TensorEnvelope`], [`DType`]: `an_unknown_name_is_an_error_and_never_float32` |
 //! | D46 | no version | [`ENVELOPE_VERSION`](crate::wire::ENVELOPE_VERSION); the inner document stays as it is |
 
 #[expect(unused_imports, reason = "names for the links above")]
 use crate::{
-    Connector, Descriptor, DescriptorMut, Device, DeviceKind, OperationKind, OperationStatus, Pending,
-    RdmaMetadata, ReadOperation, ReadableOperation, Received, Report, SerializedDescriptor, WriteOperation,
+    Connector, ConnectorBuilder, DType, Deadline, Descriptor, DescriptorMut, Device, DeviceKind, Error,
+    OperationKind, OperationStatus, Pending, RdmaMetadata, ReadOperation, ReadableOperation, Received,
+    Recovered, Report, SerializedDescriptor, TargetMemory, TensorEnvelope, WriteOperation,
 };

@@ -1,5 +1,11 @@
 //! NIXL: whether it is built in, which library is found, and what that library has.
 
+#[cfg(feature = "nixl")]
+use std::path::{Path, PathBuf};
+
+#[cfg(feature = "nixl")]
+use connect_core::transport::TransportError;
+
 use crate::finding::{Finding, Status};
 
 const AREA: &str = "NIXL (for other hosts, GPU memory and Python workers)";
@@ -20,11 +26,11 @@ pub(crate) fn examine() -> Vec<Finding> {
 
     let mut findings = vec![Finding::new(AREA, "built in", Status::Ok, "yes (cargo feature `nixl`)")];
     let loaded = nixl::load(None);
-    findings.extend(nixl::candidates().iter().map(|place| looked_at(place, loaded.as_deref().ok())));
+    findings.extend(nixl::candidates().iter().map(|place| looked_at(place, &loaded)));
     match loaded {
-        Err(error) => findings.push(
+        Err(_) => findings.push(
             Finding::new(AREA, "library", Status::Missing, "none that can be used")
-                .means(error.to_string().replace('\n', "; "))
+                .means("only the embedded transport: processes of this host")
                 .to_get_it(
                     "`pip install nixl-cu13` in a virtual environment, or NIXL_PREFIX for your own build",
                 ),
@@ -34,25 +40,33 @@ pub(crate) fn examine() -> Vec<Finding> {
     findings
 }
 
+/// What became of one candidate. The last is no path but a name: the loader's own search.
 #[cfg(feature = "nixl")]
-fn looked_at(place: &std::path::Path, loaded: Option<&std::path::Path>) -> Finding {
+fn looked_at(place: &Path, loaded: &Result<PathBuf, TransportError>) -> Finding {
     const NAME: &str = "looked at";
-    let found = place.display().to_string();
-    if loaded == Some(place) {
-        let version = version(place).map_or_else(String::new, |version| format!(" ({version})"));
-        Finding::new(AREA, "library", Status::Ok, found + &version)
-    } else if place.is_absolute() && !place.exists() {
-        Finding::new(AREA, NAME, Status::Missing, found + ": not there")
-    } else {
-        let meaning = if loaded.is_some() { ": not needed" } else { ": can't be used" };
-        Finding::new(AREA, NAME, Status::Ok, found + meaning)
+    let name = place.display().to_string();
+    let found = if place.is_absolute() { name.clone() } else { format!("{name} on the loader's own path") };
+    match loaded {
+        Ok(library) if library == place => {
+            let version = version(place).map_or_else(String::new, |version| format!(" ({version})"));
+            Finding::new(AREA, "library", Status::Ok, found + &version)
+        }
+        Ok(_) if place.is_absolute() && !place.exists() => {
+            Finding::new(AREA, NAME, Status::Missing, found + ": not there")
+        }
+        Ok(_) => Finding::new(AREA, NAME, Status::Ok, found + ": not needed"),
+        Err(error) => {
+            let (error, prefix) = (error.to_string(), format!("{name}: "));
+            let reason = error.lines().find_map(|line| line.trim().strip_prefix(&prefix)).unwrap_or_default();
+            Finding::new(AREA, NAME, Status::Missing, found).means(reason)
+        }
     }
 }
 
 /// The version of the wheel that a library is part of, by the wheel's own record beside it. NIXL's C
 /// interface does not tell it.
 #[cfg(feature = "nixl")]
-fn version(library: &std::path::Path) -> Option<String> {
+fn version(library: &Path) -> Option<String> {
     let site_packages = library.parent()?.parent()?;
     let names = std::fs::read_dir(site_packages).ok()?.flatten();
     names
