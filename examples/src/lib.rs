@@ -1,5 +1,6 @@
 //! What the programs of this package share: choosing a transport, and logging to stderr.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use connect_core::{Connector, Error};
@@ -30,6 +31,14 @@ pub fn connector(transport: TransportChoice, deadline: Duration) -> Result<Conne
             ),
         }),
     }
+}
+
+/// The Python that `cargo xtask setup` installed, or the one that `CONNECT_PYTHON` names.
+pub fn python() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
+    let installed = || root.join(".connect/venv/bin/python");
+    let python = std::env::var_os("CONNECT_PYTHON").map_or_else(installed, PathBuf::from);
+    python.exists().then_some(python)
 }
 
 /// Sends logs to stderr, at the level that `RUST_LOG` says; warnings unless set.
