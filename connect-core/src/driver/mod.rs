@@ -4,12 +4,15 @@
 //! parked memory until it is quiet. It never blocks in a lock that a caller holds, and a caller never
 //! blocks in a transport call.
 
+mod closing;
 mod end;
 mod info;
 mod operation;
 mod pace;
 mod peers;
 mod port;
+#[cfg(test)]
+mod tests;
 mod watchdog;
 
 use std::collections::{HashMap, VecDeque};
@@ -557,65 +560,5 @@ impl Driver {
         self.watched.retain(|id| self.operations.contains_key(id));
         self.next_watch = (!self.watched.is_empty()).then(|| now + WATCH_INTERVAL);
         ended
-    }
-
-    // --- the end ----------------------------------------------------------------------------------------
-
-    fn begin_closing(&mut self, waiting: Option<Request>) {
-        let first = self.closing.is_none();
-        self.closing.get_or_insert_default().extend(waiting);
-        if first {
-            let ids: Vec<u64> = self.operations.keys().copied().collect();
-            for id in ids {
-                self.stop(id, Why::ShutDown);
-            }
-        }
-    }
-
-    fn closing_deadline(&self) -> Option<Instant> {
-        self.closing.as_ref()?.iter().filter_map(|request| request.0.deadline).min()
-    }
-
-    /// Says whether the driver is done. Offers whose peers are unknown become quiet when the transport
-    /// itself is gone, so only transfers in flight are waited for.
-    fn finish_closing(&mut self, now: Instant) -> bool {
-        let done = !self.transport.has_transfers_in_flight();
-        let waiting = self.closing.as_mut().map(std::mem::take).unwrap_or_default();
-        let (answered, still_waiting): (Vec<_>, Vec<_>) =
-            waiting.into_iter().partition(|Request(info)| done || info.deadline.is_some_and(|at| at <= now));
-        if !done {
-            for Request(info) in &answered {
-                let outcome = Outcome { result: Err(info.deadline_exceeded()), memory: None };
-                info.slot.settle(OperationStatus::Errored, outcome, || {});
-                self.deadlines.remove(info);
-            }
-            self.closing = Some(still_waiting);
-            return false;
-        }
-        self.drop_transport();
-        for (_, operation) in std::mem::take(&mut self.operations) {
-            self.forget(operation);
-        }
-        for Request(info) in &answered {
-            info.slot.open(Opened::default());
-            self.deadlines.remove(info);
-        }
-        true
-    }
-
-    /// Replaces the transport by one that is closed. With it go its registrations and connections: nothing
-    /// of this connector is reachable after that.
-    fn drop_transport(&mut self) {
-        self.transport = Box::new(crate::transport::closed::Closed::after(self.transport.as_ref()));
-    }
-
-    /// After a panic: every caller gets an answer, no memory is freed.
-    fn abandon_everything(&mut self) {
-        for operation in self.operations.values_mut() {
-            let outcome = Outcome { result: Err(Error::ShutDown), memory: None };
-            operation.info.slot.settle(OperationStatus::Errored, outcome, || {});
-        }
-        // Commands not taken up answer for themselves when they are dropped.
-        while self.inbox.try_recv().is_some() {}
     }
 }

@@ -1,0 +1,251 @@
+//! The driver over a scripted transport: a double that moves nothing and answers as each test says.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::transport::{
+    Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportError,
+    TransportEvent, TransportFactory,
+};
+use crate::{
+    Connector, Device, Error, OperationKind, RdmaMetadata, Recovered, Region, SourceMemory, TargetMemory,
+};
+
+/// What the scripted transport does.
+#[derive(Clone, Default)]
+struct Script {
+    poll_blocks: Option<Duration>,
+    poll_panics: bool,
+    busy: Arc<AtomicBool>,
+}
+
+struct Scripted {
+    script: Script,
+    driver: thread::Thread,
+}
+
+impl Script {
+    fn factory(self) -> TransportFactory {
+        Box::new(move |_| Ok(Box::new(Scripted { script: self, driver: thread::current() })))
+    }
+
+    fn quiescence(&self) -> Quiescence {
+        if self.busy.load(Ordering::SeqCst) { Quiescence::Busy } else { Quiescence::Quiet }
+    }
+
+    fn connector(&self) -> Connector {
+        Connector::builder().transport(self.clone().factory()).build().unwrap()
+    }
+}
+
+impl Transport for Scripted {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+
+    fn check_device(&self, _: Device) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    unsafe fn offer(&mut self, _: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {
+        Ok((OfferId(1), b"blob".to_vec()))
+    }
+
+    fn end_offer(&mut self, _: OfferId, completed: bool) -> Quiescence {
+        if completed { Quiescence::Quiet } else { self.script.quiescence() }
+    }
+
+    fn offer_is_quiet(&mut self, _: OfferId) -> Quiescence {
+        self.script.quiescence()
+    }
+
+    fn connect(&mut self, _: &[u8]) -> Result<(PeerId, String), TransportError> {
+        Ok((PeerId(1), "peer".to_owned()))
+    }
+
+    fn forget(&mut self, _: PeerId) {}
+
+    unsafe fn begin(&mut self, _: &Transfer<'_>) -> Result<TransferId, TransportError> {
+        Ok(TransferId(1))
+    }
+
+    fn poll(&mut self, _: TransferId) -> Result<TransferState, TransportError> {
+        assert!(!self.script.poll_panics, "as the script says");
+        if let Some(time) = self.script.poll_blocks {
+            thread::sleep(time);
+        }
+        Ok(TransferState::Pending { advanced: false })
+    }
+
+    fn release(&mut self, _: TransferId) -> Quiescence {
+        self.script.quiescence()
+    }
+
+    fn has_transfers_in_flight(&self) -> bool {
+        self.script.busy.load(Ordering::SeqCst)
+    }
+
+    fn progress(&mut self, _: &mut Vec<TransportEvent>) -> bool {
+        false
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
+        match timeout {
+            Some(timeout) => thread::park_timeout(timeout),
+            None => thread::park(),
+        }
+    }
+
+    fn waker(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let driver = self.driver.clone();
+        Arc::new(move || driver.unpark())
+    }
+
+    fn is_event_driven(&self) -> bool {
+        false
+    }
+}
+
+/// Memory that counts its end.
+struct Counted {
+    bytes: Vec<u8>,
+    dropped: Arc<AtomicUsize>,
+}
+
+impl Counted {
+    fn new() -> (Self, Arc<AtomicUsize>) {
+        let dropped = Arc::new(AtomicUsize::new(0));
+        (Self { bytes: vec![0; 64], dropped: Arc::clone(&dropped) }, dropped)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.dropped.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+// SAFETY: as for the Vec inside.
+unsafe impl TargetMemory for Counted {
+    fn regions(&mut self) -> Vec<Region> {
+        TargetMemory::regions(&mut self.bytes)
+    }
+}
+
+// SAFETY: as for the Vec inside.
+unsafe impl SourceMemory for Counted {
+    fn regions(&self) -> Vec<Region> {
+        SourceMemory::regions(&self.bytes)
+    }
+}
+
+fn metadata() -> RdmaMetadata {
+    let region = Region::new(Device::CPU, 0x1000, 64).unwrap();
+    RdmaMetadata::new(OperationKind::Read, &[region], b"blob", "key".to_owned()).unwrap()
+}
+
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(10), "{what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn p2_a_deadline_is_kept_while_the_transport_is_stuck_in_a_call() {
+    let script = Script { poll_blocks: Some(Duration::from_secs(3)), ..Script::default() };
+    let connector = script.connector().with_deadline(Duration::from_millis(100));
+    let started = Instant::now();
+    let (memory, dropped) = Counted::new();
+    let failed = match connector.begin_read(&metadata(), memory).wait() {
+        Ok(operation) => operation.wait_for_completion().wait().err(),
+        Err(failed) => Some(failed),
+    };
+    let failed = failed.expect("nothing is moved");
+    assert!(matches!(failed.error, Error::DeadlineExceeded { .. }), "{failed}");
+    assert!(failed.memory.is_parked());
+    assert!(started.elapsed() < Duration::from_secs(2), "answered only after the call returned");
+    assert_eq!(dropped.load(Ordering::SeqCst), 0, "the transport may still use it");
+    eventually("the driver frees the memory once it is back", || dropped.load(Ordering::SeqCst) == 1);
+}
+
+#[test]
+fn p1_memory_of_a_dropped_operation_stays_until_the_transport_is_quiet() {
+    let script = Script { busy: Arc::new(AtomicBool::new(true)), ..Script::default() };
+    let connector = script.connector();
+    for passive in [true, false] {
+        script.busy.store(true, Ordering::SeqCst);
+        let (memory, dropped) = Counted::new();
+        if passive {
+            drop(connector.create_writable(memory).wait().unwrap());
+        } else {
+            drop(connector.begin_read(&metadata(), memory).wait().unwrap());
+        }
+        eventually("it counts as parked", || connector.stats().parked == 1);
+        assert_eq!(connector.stats().parked_bytes, 64);
+        assert_eq!(dropped.load(Ordering::SeqCst), 0);
+        script.busy.store(false, Ordering::SeqCst);
+        eventually("it is freed", || dropped.load(Ordering::SeqCst) == 1);
+        eventually("it no longer counts", || connector.stats().parked == 0);
+    }
+}
+
+#[test]
+fn p1_a_cancelled_operation_gives_its_memory_back_when_it_is_quiet_in_time_and_else_says_parked() {
+    let script = Script { busy: Arc::new(AtomicBool::new(true)), ..Script::default() };
+    let connector = script.connector();
+    let operation = connector.begin_read(&metadata(), Counted::new().0).wait().unwrap();
+    let failed = operation.cancel().wait().err().expect("it was cancelled");
+    assert!(matches!(failed.error, Error::Cancelled { .. }) && failed.memory.is_parked(), "{failed:?}");
+
+    let operation = connector.begin_read(&metadata(), Counted::new().0).wait().unwrap();
+    let cancelled = operation.cancel();
+    thread::sleep(Duration::from_millis(20));
+    script.busy.store(false, Ordering::SeqCst);
+    let failed = cancelled.wait().err().expect("it was cancelled");
+    assert!(matches!(failed.memory, Recovered::Returned(_)), "{failed:?}");
+}
+
+#[test]
+fn p1_p2_a_panic_in_the_transport_answers_every_caller_and_frees_nothing() {
+    let script = Script { poll_panics: true, ..Script::default() };
+    let connector = script.connector();
+    let (memory, dropped) = Counted::new();
+    let (answer, answered) = mpsc::channel();
+    let begun = connector.begin_read(&metadata(), memory);
+    thread::spawn(move || {
+        let ended = match begun.wait() {
+            Ok(operation) => operation.wait_for_completion().wait().map(|_| ()).map_err(Error::from),
+            Err(failed) => Err(Error::from(failed)),
+        };
+        let _ = answer.send(ended);
+    });
+    let ended = answered.recv_timeout(Duration::from_secs(10)).expect("the caller is answered");
+    assert!(matches!(ended, Err(Error::ShutDown)), "{ended:?}");
+    assert_eq!(dropped.load(Ordering::SeqCst), 0, "nobody knows whether it is quiet");
+    // And so are those who come later.
+    let later = connector.create_readable(vec![0u8; 8]).wait();
+    assert!(matches!(later, Err(Error::ShutDown)), "{later:?}");
+}
+
+#[test]
+fn p2_shutdown_waits_for_what_is_in_flight_until_its_deadline_and_no_longer() {
+    let script = Script { busy: Arc::new(AtomicBool::new(true)), ..Script::default() };
+    let connector = script.connector();
+    let (memory, dropped) = Counted::new();
+    let operation = connector.begin_read(&metadata(), memory).wait().unwrap();
+    let ended = connector.shutdown(Duration::from_millis(50)).wait();
+    assert!(matches!(ended, Err(Error::DeadlineExceeded { .. })), "{ended:?}");
+    let failed = operation.wait_for_completion().wait().err().expect("it was ended");
+    assert!(matches!(failed.error, Error::ShutDown) && failed.memory.is_parked());
+    assert_eq!(dropped.load(Ordering::SeqCst), 0);
+    script.busy.store(false, Ordering::SeqCst);
+    connector.shutdown(Duration::from_secs(10)).wait().unwrap_or_else(|error| {
+        // The driver may have finished before it took this up.
+        assert!(matches!(error, Error::ShutDown), "{error}");
+    });
+    eventually("the memory is freed", || dropped.load(Ordering::SeqCst) == 1);
+}
