@@ -1,4 +1,5 @@
 //! What is sent is what arrives: every element type, every kind of view, every way to send and receive.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Who waits for whom, who is refused, and what an ended operation leaves behind.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
 
 mod common;
 

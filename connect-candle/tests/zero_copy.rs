@@ -1,4 +1,5 @@
 //! Nothing is copied where the documentation says so: the addresses are the same.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
 
 mod common;
 

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::deadline::Deadline;
-use crate::driver::{self, Command, Deadlines, OpInfo, Port, Request, Start};
+use crate::driver::{self, Command, Deadlines, End, OpInfo, Port, Request, Start};
 use crate::error::{Error, Failed, Recovered};
 use crate::memory::check_regions;
 use crate::op::pending::{Handle, source_ended, target_ended};
@@ -23,7 +23,8 @@ use crate::{Region, SourceMemory, TargetMemory};
 /// Offers memory to peers, and reads and writes the memory that peers offer.
 ///
 /// A connector owns one transport and the thread that drives it. Clones share both; when the last clone and
-/// the last operation are gone, the transport is closed and the thread ends. One connector per process is
+/// the last operation are gone, the transport is closed and the thread ends. Dropping the last one waits a
+/// quarter of a second for that at most; [`shutdown`](Self::shutdown) waits as long as you say, and tells. One connector per process is
 /// the rule: operations on it run side by side.
 ///
 /// ```
@@ -55,12 +56,18 @@ pub(crate) struct Core {
     worker_id: String,
     transport: &'static str,
     backend: String,
+    end: Arc<End>,
 }
+
+/// How long the last handle waits for the transport to close. A NIXL agent takes 10 ms, and a process that
+/// ends meanwhile can crash in its destructors; what is in flight for longer is drained in the background.
+const LAST_WAIT: Duration = Duration::from_millis(250);
 
 impl Drop for Core {
     fn drop(&mut self) {
-        // Does not wait: what is in flight is drained in the background, and the thread ends with it.
-        let _ = self.port.send(Command::Abandon);
+        if self.port.send(Command::Abandon).is_ok() {
+            self.end.wait(LAST_WAIT);
+        }
     }
 }
 
@@ -375,6 +382,7 @@ impl ConnectorBuilder {
             worker_id,
             transport: ready.transport,
             backend: ready.backend,
+            end: ready.end,
         };
         Ok(Connector { core: Arc::new(core), deadline: self.deadline })
     }

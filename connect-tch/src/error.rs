@@ -3,7 +3,7 @@
 use std::fmt;
 
 use connect_core::layout::LayoutError;
-use connect_core::{DType, Error, MetadataError};
+use connect_core::{DType, Device, Error, MetadataError};
 
 /// Why a tensor could not be sent or received. Each message names the tensor and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -90,8 +90,8 @@ pub struct TensorInfo {
     pub dtype: Option<DType>,
     /// Shape; empty for tensors that don't have a plain one.
     pub shape: Vec<i64>,
-    /// Where it lives: `cpu`, `cuda:N`, or `unknown`.
-    pub device: String,
+    /// Where it lives, if that could be asked.
+    pub device: Option<Device>,
 }
 
 impl fmt::Display for TensorInfo {
@@ -100,10 +100,11 @@ impl fmt::Display for TensorInfo {
         if !self.name.is_empty() {
             write!(f, " {:?}", self.name)?;
         }
-        if let Some(dtype) = self.dtype {
-            write!(f, " ({dtype} {:?} on {})", self.shape, self.device)?;
+        match (self.dtype, self.device) {
+            (Some(dtype), Some(device)) => write!(f, " ({dtype} {:?} on {device})", self.shape),
+            (Some(dtype), None) => write!(f, " ({dtype} {:?})", self.shape),
+            (None, _) => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -72,10 +72,41 @@ unsafe impl Sync for TensorSource {}
 pub(crate) fn data_address(tensor: &Tensor) -> Result<u64, String> {
     // SAFETY: `as_ptr` is a living tensor; the function only reads it, and reports exceptions on the side.
     let data = unsafe { torch_sys::at_data_ptr(tensor.as_ptr().cast_mut()) };
+    last_error()?;
+    Ok(data as u64)
+}
+
+/// The dimensions. Nested tensors have none.
+fn shape(tensor: &Tensor) -> Result<Vec<i64>, String> {
+    let mut shape = vec![0; rank(tensor)?];
+    // SAFETY: as in `data_address`; there is room for one number per dimension.
+    unsafe { torch_sys::at_shape(tensor.as_ptr().cast_mut(), shape.as_mut_ptr()) };
+    last_error()?;
+    Ok(shape)
+}
+
+/// The strides. Sparse tensors have none.
+fn strides(tensor: &Tensor) -> Result<Vec<i64>, String> {
+    let mut strides = vec![0; rank(tensor)?];
+    // SAFETY: as in `shape`.
+    unsafe { torch_sys::at_stride(tensor.as_ptr().cast_mut(), strides.as_mut_ptr()) };
+    last_error()?;
+    Ok(strides)
+}
+
+fn rank(tensor: &Tensor) -> Result<usize, String> {
+    // SAFETY: as in `data_address`.
+    let rank = unsafe { torch_sys::at_dim(tensor.as_ptr().cast_mut()) };
+    last_error()?;
+    Ok(rank)
+}
+
+/// The exception that the last call on this thread left, if it did.
+fn last_error() -> Result<(), String> {
     // SAFETY: the slot belongs to this thread; what it returns is null or a C string that is now ours.
     let error = unsafe { torch_sys::get_and_reset_last_err() };
     if error.is_null() {
-        return Ok(data as u64);
+        return Ok(());
     }
     // SAFETY: a C string, see above, and not freed yet.
     let message = first_line(&unsafe { CStr::from_ptr(error) }.to_string_lossy());
@@ -97,12 +128,13 @@ fn check(name: &str, tensor: &Tensor) -> Result<(TensorInfo, DType), TensorError
     }
     // tch has no names for some kinds (uint16 and the like): those are errors here.
     let kind = tensor.f_kind().map_err(|error| torch(&info, &error.to_string()))?;
-    info.shape = tensor.size();
+    info.shape =
+        shape(tensor).map_err(|_| unsupported(&info, "it has no plain shape; send its parts one by one"))?;
     info.device = match tensor.device() {
-        tch::Device::Cpu => "cpu".to_owned(),
-        tch::Device::Cuda(id) => format!("cuda:{id}"),
+        tch::Device::Cpu => Some(Device::CPU),
+        tch::Device::Cuda(id) => u32::try_from(id).ok().map(Device::cuda),
         // tch says `Mps` for every device it does not know.
-        _ => "unknown".to_owned(),
+        _ => None,
     };
     if matches!(kind, tch::Kind::QInt8 | tch::Kind::QUInt8 | tch::Kind::QInt32) {
         return Err(unsupported(&info, "it is quantised; send `int_repr()` and its scales"));
@@ -113,7 +145,7 @@ fn check(name: &str, tensor: &Tensor) -> Result<(TensorInfo, DType), TensorError
         dtype: format!("{kind:?}"),
         lacking: "the wire format has no name for",
     })?;
-    if tensor.device() != tch::Device::Cpu {
+    if info.device != Some(Device::CPU) {
         return Err(unsupported(&info, "it is not in CPU memory; call `to_device(Device::Cpu)` first"));
     }
     if tensor.is_sparse() || tensor.is_mkldnn() {
@@ -135,7 +167,8 @@ fn regions(tensor: &Tensor, info: &TensorInfo, dtype: DType) -> Result<Vec<Regio
         data_address(tensor).map_err(|_| unsupported("it has no dense memory; call `to_dense` first"))?;
     let refused = |source| TensorError::Layout { tensor: info.clone(), source };
     let dims: Vec<usize> = info.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).collect();
-    let strides: Vec<isize> = tensor.stride().iter().map(|&stride| stride as isize).collect();
+    let strides = strides(tensor).map_err(|_| unsupported("it has no strides; call `to_dense` first"))?;
+    let strides: Vec<isize> = strides.into_iter().map(|stride| stride as isize).collect();
     let bytes = dtype.bits() as usize / 8;
     // The address is that of the first element already.
     let runs = layout::contiguous_runs(&dims, &strides, 0).map_err(refused)?;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::IntoFuture;
 
 use connect_core::{
-    Connector, DType, Failed, MemoryError, OperationStatus, RdmaMetadata, Received, Report, Task,
+    Connector, DType, Device, Failed, MemoryError, OperationStatus, RdmaMetadata, Received, Report, Task,
     TensorEnvelope, TensorSpec, Wait, WritableOperation,
 };
 use tch::{Kind, Tensor};
@@ -131,7 +131,8 @@ fn fresh_writable(kind: Kind, shape: &[i64]) -> Result<(FreshTensors, TensorSpec
         dtype: format!("{kind:?}"),
         lacking: "the wire format has no name for",
     })?;
-    let empty = || TensorInfo { dtype: Some(dtype), shape: shape.to_vec(), ..TensorInfo::default() };
+    let device = Some(Device::CPU);
+    let empty = || TensorInfo { name: String::new(), dtype: Some(dtype), shape: shape.to_vec(), device };
     let dims: Result<Vec<u64>, _> = shape.iter().map(|&dim| u64::try_from(dim)).collect();
     let spec = match dims {
         Ok(dims) if !dims.contains(&0) => TensorSpec::new("", dtype, dims, 0..1)?,
@@ -150,7 +151,7 @@ fn described(spec: &TensorSpec) -> Result<TensorInfo, TensorError> {
         bytes: spec.byte_len,
         reason: "a dimension is beyond libtorch's numbers".to_owned(),
     })?;
-    Ok(TensorInfo { name: spec.name.clone(), dtype: Some(spec.dtype), shape, device: "cpu".to_owned() })
+    Ok(TensorInfo { name: spec.name.clone(), dtype: Some(spec.dtype), shape, device: Some(Device::CPU) })
 }
 
 fn written(

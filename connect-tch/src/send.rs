@@ -1,7 +1,9 @@
 //! The sending half: tensors offered to a peer, or written into a peer's memory.
 #![expect(unsafe_code, reason = "declares the unsafe calls and passes their contract on")]
 
-use connect_core::{Connector, RdmaMetadata, ReadableTensor, ReadableTensors, Report, Task, TensorSpec};
+use connect_core::{
+    Connector, Device, RdmaMetadata, ReadableTensor, ReadableTensors, Report, Task, TensorSpec,
+};
 use tch::Tensor;
 
 use crate::Pending;
@@ -116,7 +118,7 @@ unsafe fn single(tensor: &Tensor) -> Result<(TensorSource, Facts), TensorError> 
 
 fn info(facts: &Facts) -> TensorInfo {
     let shape = facts.shape.iter().map(|&dim| dim as i64).collect();
-    TensorInfo { name: String::new(), dtype: Some(facts.dtype), shape, device: "cpu".to_owned() }
+    TensorInfo { name: String::new(), dtype: Some(facts.dtype), shape, device: Some(Device::CPU) }
 }
 
 /// The lengths of the peer's pieces.

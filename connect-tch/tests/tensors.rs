@@ -1,4 +1,5 @@
 //! libtorch tensors over the embedded transport, in one process.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
 
 use connect_core::{Connector, TensorEnvelope};
 use connect_tch::{TensorError, TensorExt, recv_new, recv_writable, send_tensors};

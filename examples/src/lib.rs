@@ -47,3 +47,13 @@ pub fn log_to_stderr() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
+
+/// Sends the log of UCX, the engine under NIXL, to stderr as well; it goes to stdout unless told otherwise.
+///
+/// Call it first in `main`, before there are threads.
+pub fn engine_logs_to_stderr() {
+    if std::env::var_os("UCX_LOG_FILE").is_none() {
+        // SAFETY: called at the start of `main`, so no other thread reads the environment.
+        unsafe { std::env::set_var("UCX_LOG_FILE", "stderr") };
+    }
+}

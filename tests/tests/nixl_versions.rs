@@ -71,7 +71,9 @@ fn holds(release: Option<&str>) -> Result<()> {
         a.offer("readable", &[4096], seed)?;
     }
     let (offered, metadata) = a.offer("readable", &[4096], 30)?;
-    assert_eq!(blob_bytes(&metadata)?, alone, "the blob of one region beside 30 others");
+    // A remote key differs in length by a byte or two; thirty regions are more than a thousand.
+    let beside = blob_bytes(&metadata)?;
+    assert!(beside <= alone + 16, "{beside} bytes beside 30 others, {alone} alone");
     let begun = b.begin("read", &metadata, &[4096], 30)?;
     b.completed(begun)?;
     a.completed(offered)?;

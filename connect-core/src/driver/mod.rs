@@ -4,6 +4,7 @@
 //! parked memory until it is quiet. It never blocks in a lock that a caller holds, and a caller never
 //! blocks in a transport call.
 
+mod end;
 mod info;
 mod operation;
 mod pace;
@@ -18,6 +19,7 @@ use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub(crate) use end::End;
 pub(crate) use info::OpInfo;
 use operation::Operation;
 use pace::{Load, Pace, Pause};
@@ -47,6 +49,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(2);
 pub(crate) struct Ready {
     pub(crate) transport: &'static str,
     pub(crate) backend: String,
+    pub(crate) end: Arc<End>,
 }
 
 /// Starts the driver thread and waits until its transport is built.
@@ -85,7 +88,9 @@ fn run(
         }
     };
     inbox.set_waker(transport.waker());
-    let _ = ready.send(Ok(Ready { transport: transport.name(), backend: transport.backend().to_owned() }));
+    let end = Arc::new(End::new());
+    let (name, backend) = (transport.name(), transport.backend().to_owned());
+    let _ = ready.send(Ok(Ready { transport: name, backend, end: Arc::clone(&end) }));
 
     let mut driver = Driver::new(transport, inbox, Arc::clone(&deadlines), counters);
     if catch_unwind(AssertUnwindSafe(|| driver.run())).is_err() {
@@ -94,8 +99,11 @@ fn run(
         tracing::error!("the driver thread panicked; its connector is unusable and its memory is kept");
         driver.abandon_everything();
         std::mem::forget(driver);
+    } else {
+        drop(driver);
     }
     deadlines.close();
+    end.reached();
 }
 
 struct Driver {

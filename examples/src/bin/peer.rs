@@ -74,6 +74,7 @@ impl From<Error> for Failure {
 }
 
 fn main() -> ExitCode {
+    connect_examples::engine_logs_to_stderr();
     connect_examples::log_to_stderr();
     let result = match Args::try_parse() {
         Ok(args) => run(&args),

@@ -142,8 +142,8 @@ impl Generation {
         self.agent.get_local_partial_md(&list, Some(&options)).map_err(engine("getLocalPartialMD"))
     }
 
-    /// Loads a peer's checked blob, unless it is loaded already.
-    /// `in_use` says that transfers with the peer are in flight.
+    /// Loads a peer's checked blob, unless it is loaded already. `in_use` says that transfers with a peer of
+    /// this name are in flight.
     pub(super) fn load(&mut self, name: &str, blob: &[u8], in_use: bool) -> Result<(), TransportError> {
         let is_known = self.peers.contains_key(name);
         match self.peers.get(name) {
@@ -152,9 +152,10 @@ impl Generation {
             _ => {}
         }
         let loaded = match self.agent.load_remote_md(blob) {
-            Err(_) if is_known => {
-                // The same name with other connection data: the peer restarted. Its predecessor's is
-                // dropped; what was in flight with that has failed or is about to.
+            Err(_) if is_known && !in_use => {
+                // The same name with other connection data: the peer restarted, and its predecessor's is
+                // dropped. While something is in flight with that, the error stands: it will fail soon, and
+                // then this can be tried again.
                 self.unload(name);
                 self.agent.load_remote_md(blob)
             }
@@ -205,7 +206,7 @@ impl Generation {
         let request = self
             .agent
             .create_xfer_req(direction, &local, &remote, peer, Some(&options))
-            .map_err(engine("createXferReq"))?;
+            .map_err(engine(CREATE_REQUEST))?;
         let in_progress = self.agent.post_xfer_req(&request, Some(&options));
         let in_progress = in_progress.map_err(|error| lost("postXferReq", peer, &error));
         Ok(Posted { request, in_progress })
@@ -309,6 +310,13 @@ impl NixlDescriptor for Described {
     fn device_id(&self) -> u64 {
         u64::from(self.0.device().id())
     }
+}
+
+const CREATE_REQUEST: &str = "createXferReq";
+
+/// Whether an error of [`Generation::post`] says that the request could not even be made.
+pub(super) fn is_unmade_request(error: &TransportError) -> bool {
+    matches!(error, TransportError::Engine { call: CREATE_REQUEST, .. })
 }
 
 fn engine(call: &'static str) -> impl Fn(NixlError) -> TransportError {

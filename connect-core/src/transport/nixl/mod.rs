@@ -171,14 +171,58 @@ impl NixlTransport {
         let Some(generation) = self.generations.get(&moving.generation) else {
             return Err(unknown_transfer());
         };
-        let step = moving.step(generation);
+        let mut step = moving.step(generation);
+        if matches!(&step, Err(error) if agent::is_unmade_request(error)) {
+            step = self.step_elsewhere(id);
+        }
         if let Err(error) = &step
             && error.is_retryable()
+            && let Some(moving) = self.transfers.get(&id)
         {
             let peer = Rc::clone(&moving.peer);
             self.unload_unless_used(&peer.name);
         }
         step
+    }
+
+    /// Tries again after a request could not be made.
+    ///
+    /// NIXL finds a range only if the last region that begins at or before it also holds its end. A region that
+    /// overlaps another hides parts of it: one that the peer offered earlier (allocators hand out the same
+    /// addresses again, and NIXL forgets nothing of a peer), or another one of ours. In an agent that knows
+    /// this transfer's regions alone nothing is hidden: in this one once the peer is loaded afresh, if that
+    /// disturbs nobody, else in a new one.
+    fn step_elsewhere(&mut self, id: TransferId) -> Result<TransferState, TransportError> {
+        let moving = self.transfers.get(&id).ok_or_else(unknown_transfer)?;
+        let (peer, old) = (Rc::clone(&moving.peer), moving.generation);
+        let is_posted = |other: &Moving| {
+            other.state == Phase::InProgress && other.posted.is_some() && other.peer.name == peer.name
+        };
+        if !self.transfers.values().any(is_posted) {
+            let generation = self.generations.get_mut(&old).ok_or_else(unknown_transfer)?;
+            generation.unload(&peer.name);
+            generation.load(&peer.name, &peer.blob, false)?;
+            let step = self.transfers.get_mut(&id).ok_or_else(unknown_transfer)?.step(generation);
+            if !matches!(&step, Err(error) if agent::is_unmade_request(error)) {
+                return step;
+            }
+        }
+        tracing::debug!(peer = peer.name, "regions overlap; going on with a new NIXL agent");
+        // Not the current one: what hides this transfer's regions may be registered there too.
+        self.current = None;
+        let new = self.current_generation()?;
+        let generation = self.generations.get_mut(&new).ok_or_else(unknown_transfer)?;
+        generation.load(&peer.name, &peer.blob, false)?;
+        let moving = self.transfers.get_mut(&id).ok_or_else(unknown_transfer)?;
+        generation.register(&moving.local)?;
+        generation.live += 1;
+        moving.generation = new;
+        if let Some(generation) = self.generations.get_mut(&old) {
+            generation.deregister(&moving.local);
+            generation.live -= 1;
+        }
+        let generation = self.generations.get(&new).ok_or_else(unknown_transfer)?;
+        moving.step(generation)
     }
 
     fn is_in_use(&self, name: &str) -> bool {
@@ -208,6 +252,7 @@ impl Moving {
                 }
             }
         }
+        let before = self.pieces.position();
         let slice = self.pieces.next_slice();
         if slice.is_empty() {
             self.state = Phase::Complete;
@@ -217,7 +262,8 @@ impl Moving {
         // The request that can't even be made leaves nothing in flight.
         self.state = Phase::FailedQuiet;
         let key = is_last.then_some(self.key.as_str());
-        let posted = generation.post(&self.peer.name, self.kind, &slice, key)?;
+        let posted = generation.post(&self.peer.name, self.kind, &slice, key);
+        let posted = posted.inspect_err(|_| self.pieces.return_to(before))?;
         self.state = Phase::InProgress;
         match posted.in_progress {
             Ok(false) if is_last => {
@@ -457,6 +503,15 @@ impl Pieces {
 
     fn is_done(&self) -> bool {
         self.at == self.pairs.len()
+    }
+
+    fn position(&self) -> (usize, u64) {
+        (self.at, self.offset)
+    }
+
+    /// Hands out again what was handed out since.
+    fn return_to(&mut self, position: (usize, u64)) {
+        (self.at, self.offset) = position;
     }
 
     fn next_slice(&mut self) -> Vec<(Region, Region)> {

@@ -56,6 +56,7 @@ impl Args {
 }
 
 fn main() -> Result<()> {
+    connect_examples::engine_logs_to_stderr();
     connect_examples::log_to_stderr();
     let args = Args::parse();
     match (args.role, &args.file) {
