@@ -68,8 +68,9 @@
 //!    more. If it can't say so, the memory is *parked*: the connector keeps it until it is quiet, counts it in
 //!    [`Stats::parked_bytes`], and only then frees it.
 //!
-//! Dropping a handle cancels its operation, and 4 holds. Dropping the last handle of a connector ends it in
-//! the background, and 4 holds. If the driver thread panics, nothing it holds is ever freed.
+//! Dropping a handle cancels its operation, and 4 holds. Dropping the last handle of a connector ends the
+//! connector, waits for that a quarter of a second at most, and 4 holds; [`Connector::shutdown`] waits as long
+//! as you say. If the driver thread panics, nothing it holds is ever freed.
 //!
 //! `unsafe` is where a caller vouches for memory that this crate does not know: [`Descriptor::from_raw_parts`],
 //! [`DescriptorMut::from_raw_parts`] and implementations of the two memory traits.

@@ -1,6 +1,6 @@
 //! 05: strided views and slices. A view is sent as the list of its contiguous pieces, never as a hidden copy.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use connect_candle::{TensorError, TensorExt, recv_new};
 use connect_core::{Connector, Descriptor, DescriptorMut};
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     // A large transposed matrix is millions of single elements. Copying it once is cheaper, and only the
     // caller may decide that: the error names the remedy.
     let transposed = Tensor::zeros((2048, 2048), DType::F32, &Device::Cpu)?.t()?;
-    let error = transposed.send_readable(&sender).wait().unwrap_err();
+    let error = transposed.send_readable(&sender).wait().err().context("an error")?;
     assert!(matches!(error, TensorError::Layout { .. }));
     println!("{error}");
 

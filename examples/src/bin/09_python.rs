@@ -11,6 +11,7 @@ use anyhow::Result;
 const PYTHON: &str = include_str!("../../python/exchange.py");
 
 fn main() -> Result<()> {
+    connect_examples::engine_logs_to_stderr(); // for Python too, which inherits it
     println!("{PYTHON}");
     exchange()
 }

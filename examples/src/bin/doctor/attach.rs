@@ -38,7 +38,7 @@ fn probe(scope: Option<&str>) -> Finding {
             "refused by the kernel",
         )
         .means("bytes go through the socket instead: slower, never wrong")
-        .to_get_it(match scope {
+        .remedied_by(match scope {
             Some("0") | None => {
                 "in a container: `--cap-add SYS_PTRACE`, or a seccomp profile that allows process_vm_readv"
             }

@@ -48,7 +48,7 @@ impl Finding {
         self
     }
 
-    pub(crate) fn to_get_it(mut self, remedy: impl Into<String>) -> Self {
+    pub(crate) fn remedied_by(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = remedy.into();
         self
     }

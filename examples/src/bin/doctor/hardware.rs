@@ -48,7 +48,7 @@ fn gpu() -> Finding {
         (0, Some(_)) => {
             Finding::new(AREA, "NVIDIA GPU", Status::Warning, format!("{version}; no /dev/nvidia*"))
                 .means("the driver is loaded, but no GPU is visible to this process")
-                .to_get_it("in a container: start it with `--gpus all`")
+                .remedied_by("in a container: start it with `--gpus all`")
         }
         (count, _) => Finding::new(AREA, "NVIDIA GPU", Status::Ok, format!("{count} visible; {version}"))
             .means("GPU memory needs NIXL; the embedded transport moves system memory only"),
@@ -65,7 +65,7 @@ fn cuda_driver() -> Finding {
         }
         _ => Finding::new(AREA, LIBRARY, Status::Missing, "the loader does not find it")
             .means("no CUDA in this process")
-            .to_get_it("it comes with the NVIDIA driver, not with CUDA wheels"),
+            .remedied_by("it comes with the NVIDIA driver, not with CUDA wheels"),
     }
 }
 
@@ -84,7 +84,7 @@ fn rdma() -> Finding {
     if verbs {
         return finding;
     }
-    finding.to_get_it("in a container: `--device /dev/infiniband` and an unlimited `--ulimit memlock`")
+    finding.remedied_by("in a container: `--device /dev/infiniband` and an unlimited `--ulimit memlock`")
 }
 
 fn names(folder: impl AsRef<Path>) -> Vec<String> {

@@ -30,7 +30,7 @@ fn locked_memory() -> Finding {
     }
     Finding::new(AREA, "locked memory", Status::Warning, format!("{} KiB", limit >> 10))
         .means("matters with RDMA only: a network card can reach no more than this")
-        .to_get_it("`ulimit -l unlimited`, or in a container `--ulimit memlock=-1`")
+        .remedied_by("`ulimit -l unlimited`, or in a container `--ulimit memlock=-1`")
 }
 
 fn open_files() -> Finding {
@@ -40,18 +40,18 @@ fn open_files() -> Finding {
     }
     Finding::new(AREA, "open files", Status::Warning, limit.to_string())
         .means("each peer takes one; new peers are refused when they run out")
-        .to_get_it("`ulimit -n 4096`")
+        .remedied_by("`ulimit -n 4096`")
 }
 
 fn shared_memory() -> Finding {
-    let size = statvfs("/dev/shm").map(|shm| shm.blocks() as u64 * shm.fragment_size() as u64).unwrap_or(0);
+    let size = statvfs("/dev/shm").map(|shm| shm.blocks() * shm.fragment_size()).unwrap_or(0);
     let found = format!("{} MiB", size >> 20);
     if size > LITTLE_SHM {
         return Finding::new(AREA, "/dev/shm", Status::Ok, found);
     }
     Finding::new(AREA, "/dev/shm", Status::Warning, found)
         .means("NIXL's shared-memory transport needs it; the embedded transport does not")
-        .to_get_it("in a container: `--shm-size 1g` (Docker gives 64 MB unless asked)")
+        .remedied_by("in a container: `--shm-size 1g` (Docker gives 64 MB unless asked)")
 }
 
 /// The embedded transport listens in the first of these that works.
@@ -75,6 +75,6 @@ fn socket_folder(name: &str, folder: &Path) -> Finding {
         Ok(_) => Finding::new(AREA, name, Status::Ok, format!("{found}: a socket can be made there")),
         Err(error) => Finding::new(AREA, name, Status::Warning, found)
             .means(error.to_string())
-            .to_get_it("name another folder with `LocalConfig::socket_dir`"),
+            .remedied_by("name another folder with `LocalConfig::socket_dir`"),
     }
 }

@@ -46,6 +46,7 @@ enum Helper {
 }
 
 fn main() -> Result<ExitCode> {
+    connect_examples::engine_logs_to_stderr();
     let args = Args::parse();
     match args.helper {
         Some(Helper::ReadParent { addr }) => return Ok(attach::read_parent(addr)),

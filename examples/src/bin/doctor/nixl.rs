@@ -14,7 +14,7 @@ const AREA: &str = "NIXL (for other hosts, GPU memory and Python workers)";
 pub(crate) fn examine() -> Vec<Finding> {
     let finding = Finding::new(AREA, "built in", Status::Missing, "this program was built without it")
         .means("only the embedded transport: processes of this host")
-        .to_get_it(
+        .remedied_by(
             "`cargo run -p connect-examples --features nixl --bin doctor`, after `cargo xtask setup --nixl`",
         );
     vec![finding]
@@ -31,7 +31,7 @@ pub(crate) fn examine() -> Vec<Finding> {
         Err(_) => findings.push(
             Finding::new(AREA, "library", Status::Missing, "none that can be used")
                 .means("only the embedded transport: processes of this host")
-                .to_get_it(
+                .remedied_by(
                     "`pip install nixl-cu13` in a virtual environment, or NIXL_PREFIX for your own build",
                 ),
         ),
@@ -83,7 +83,7 @@ fn plugins() -> Finding {
         }
         Ok(plugins) => Finding::new(AREA, "plugins", Status::Warning, plugins.join(", "))
             .means("without UCX, choose another backend with `NixlConfig::backend`")
-            .to_get_it("NIXL_PLUGIN_DIR names the folder of plugins"),
+            .remedied_by("NIXL_PLUGIN_DIR names the folder of plugins"),
         Err(error) => Finding::new(AREA, "plugins", Status::Warning, error.to_string()),
     }
 }
@@ -99,7 +99,7 @@ fn ucx() -> Finding {
         Err(error) => {
             return Finding::new(AREA, "UCX", Status::Warning, "no agent could be made")
                 .means(error.to_string())
-                .to_get_it("UCX_LOG_LEVEL=info shows what UCX misses");
+                .remedied_by("UCX_LOG_LEVEL=info shows what UCX misses");
         }
     };
     let took = started.elapsed();

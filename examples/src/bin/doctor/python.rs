@@ -35,7 +35,7 @@ fn modules(interpreter: &Path) -> Vec<Finding> {
         findings.push(
             Finding::new(AREA, "python", Status::Missing, format!("{} does not run", interpreter.display()))
                 .means("needed only to talk to Python workers from the tests and examples")
-                .to_get_it("`cargo xtask setup`, or name one with CONNECT_PYTHON"),
+                .remedied_by("`cargo xtask setup`, or name one with CONNECT_PYTHON"),
         );
     }
     findings
@@ -53,7 +53,7 @@ fn module(line: &str, interpreter: &Path) -> Option<Finding> {
     }
     let finding = Finding::new(AREA, name, Status::Missing, found)
         .means("needed only by Python peers started here; workers elsewhere bring their own")
-        .to_get_it("`cargo xtask setup`, or `pip install ai-dynamo-runtime torch nixl-cu13`");
+        .remedied_by("`cargo xtask setup`, or `pip install ai-dynamo-runtime torch nixl-cu13`");
     Some(finding)
 }
 
@@ -62,13 +62,13 @@ fn libtorch() -> Finding {
     let Some(root) = std::env::var_os("LIBTORCH").map(PathBuf::from) else {
         return Finding::new(AREA, NAME, Status::Missing, "not set")
             .means("needed only to build connect-tch")
-            .to_get_it("`cargo xtask setup --torch`; cargo in this workspace then finds it by itself");
+            .remedied_by("`cargo xtask setup --torch`; cargo in this workspace then finds it by itself");
     };
     let library = root.join("lib/libtorch_cpu.so");
     if !library.exists() {
         return Finding::new(AREA, NAME, Status::Missing, format!("{} is not there", library.display()))
             .means("needed only to build connect-tch")
-            .to_get_it("`cargo xtask setup --torch`, or point LIBTORCH at a libtorch 2.13");
+            .remedied_by("`cargo xtask setup --torch`, or point LIBTORCH at a libtorch 2.13");
     }
     let version = std::fs::read_to_string(root.join("version.py")).unwrap_or_default();
     let version = version.lines().find_map(|line| line.strip_prefix("__version__ = "));

@@ -25,7 +25,7 @@ pub(crate) fn examine() -> Vec<Finding> {
             Finding::new(AREA, "transfer", Status::Ok, found)
         }
         Err(error) => Finding::new(AREA, "transfer", Status::Failed, format!("{error:#}"))
-            .to_get_it("the lines on sockets and limits above name the usual causes"),
+            .remedied_by("the lines on sockets and limits above name the usual causes"),
     };
     vec![finding]
 }
