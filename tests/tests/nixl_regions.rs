@@ -9,8 +9,11 @@ use connect_core::transport::nixl::NixlConfig;
 use connect_core::{Connector, Descriptor};
 use connect_tests::{pattern, require};
 
-/// Two peers, and memory that one of them offers in parts; `None` where there is no NIXL.
-fn peers() -> Result<Option<(Connector, Connector, Descriptor, Vec<u8>)>> {
+/// Two peers, memory that one of them offers in parts, and what is in it.
+type Peers = (Connector, Connector, Descriptor, Vec<u8>);
+
+/// `None` where there is no NIXL.
+fn peers() -> Result<Option<Peers>> {
     if !require::nixl() {
         return Ok(None);
     }
