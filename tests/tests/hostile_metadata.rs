@@ -1,5 +1,6 @@
 //! P5: metadata is untrusted input. Whatever a document holds, the answer is a typed error or a correct
 //! transfer, and both sides serve good peers afterwards.
+#![expect(clippy::unwrap_used, reason = "what is here is called by tests only, which a macro makes")]
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -47,6 +48,9 @@ struct Arena {
     worker: Worker,
     seed: u64,
 }
+
+/// Makes a good document a bad one.
+type Edit = fn(&mut Value);
 
 /// What became of a document.
 #[derive(Debug)]
@@ -160,7 +164,7 @@ fn p5_documents_that_are_none_are_refused_by_name(lab: &Lab) -> Result<()> {
     arena.refused("deep nesting in a field", &text.replacen("\"cpu\"", &nested, 1))?;
     arena.refused("something behind it", &format!("{text}{text}"))?;
 
-    let edits: Vec<(&str, fn(&mut Value))> = vec![
+    let edits: &[(&str, Edit)] = &[
         ("an unknown field", |d| d["mystery"] = json!(1)),
         ("an unknown field in a descriptor", |d| d["descriptors"][0]["mystery"] = json!(1)),
         ("a missing key", |d| {
@@ -183,7 +187,7 @@ fn p5_documents_that_are_none_are_refused_by_name(lab: &Lab) -> Result<()> {
         ("an empty blob", |d| d["nixl_metadata"] = json!("")),
         ("null for a blob", |d| d["nixl_metadata"] = Value::Null),
     ];
-    for (what, edit) in edits {
+    for &(what, edit) in edits {
         let mut document = good.clone();
         edit(&mut document);
         let fate = arena.refused(what, &document.to_string())?;
