@@ -463,7 +463,7 @@ fn a_peer_that_is_killed_while_it_offers_never_hangs_its_reader(lab: &Lab) -> Re
                 lost += 1;
             }
         }
-        if let Err(error) = writing.wait().map(|operation| operation.wait_for_completion().wait()) {
+        if let Err(error) = writing.wait().and_then(|operation| operation.wait_for_completion().wait()) {
             is_loss(&error);
             lost += 1;
         }
