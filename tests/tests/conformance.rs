@@ -1,4 +1,5 @@
 //! One suite for every transport: what each operation promises, whatever moves the bytes.
+#![expect(clippy::unwrap_used, reason = "what is here is called by tests only, which a macro makes")]
 
 use std::future::Future;
 use std::pin::Pin;

@@ -23,6 +23,8 @@ pub(super) struct Generation {
     registrations: HashMap<Region, Registration>,
     /// Peers whose metadata is loaded, by name, with the blobs loaded for each.
     peers: HashMap<String, HashSet<Vec<u8>>>,
+    /// Peers that died in a way after which this agent can't load them, or a successor of their name.
+    stuck: HashSet<String>,
     connection_blob: Option<Vec<u8>>,
     incoming: NotificationMap,
     backend: Backend,
@@ -30,7 +32,7 @@ pub(super) struct Generation {
     name: String,
     /// Offers and transfers that live on it.
     pub(super) live: usize,
-    /// When the first of its offers ended without being known to be quiet.
+    /// Since when it is to be replaced: an offer ended without being known to be quiet, or a peer is stuck.
     pub(super) dirty_since: Option<Instant>,
 }
 
@@ -66,6 +68,7 @@ impl Generation {
         Ok(Self {
             registrations: HashMap::new(),
             peers: HashMap::new(),
+            stuck: HashSet::new(),
             connection_blob: None,
             incoming,
             backend,
@@ -145,7 +148,7 @@ impl Generation {
     /// Loads a peer's checked blob, unless it is loaded already. `in_use` says that transfers with a peer of
     /// this name are in flight.
     pub(super) fn load(&mut self, name: &str, blob: &[u8], in_use: bool) -> Result<(), TransportError> {
-        let is_known = self.peers.contains_key(name);
+        let is_known = self.peers.contains_key(name) || self.stuck.contains(name);
         match self.peers.get(name) {
             Some(blobs) if blobs.contains(blob) => return Ok(()),
             Some(blobs) if blobs.len() >= MAX_BLOBS && !in_use => self.unload(name),
@@ -170,7 +173,14 @@ impl Generation {
                 let _ = self.agent.invalidate_remote_md(&loaded);
                 Err(TransportError::Protocol(format!("NIXL read the name {loaded:?} in {name:?}'s blob")))
             }
-            Err(error @ NixlError::InvalidParam) if !is_known => {
+            Err(NixlError::InvalidParam) if is_known => {
+                // NIXL found the peer gone, and kept half of its connection: this agent will load nothing of that
+                // name any more, be it of a restarted peer. The next agent will.
+                self.stuck.insert(name.to_owned());
+                self.dirty_since.get_or_insert_with(Instant::now);
+                Err(lost("loadRemoteMD", name, &NixlError::InvalidParam))
+            }
+            Err(error @ NixlError::InvalidParam) => {
                 Err(TransportError::Protocol(format!("NIXL refused the blob of {name:?}: {error}")))
             }
             // The blob is sound as far as can be seen, and UCX may dial its addresses while it is loaded. Of a

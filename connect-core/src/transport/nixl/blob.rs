@@ -22,6 +22,9 @@ const HEADER: &[u8] = b"nixlSerDes|";
 const MAX_NAME: usize = 256;
 /// Backends an agent can have: NIXL ships a dozen plugins.
 const MAX_BACKENDS: u64 = 64;
+/// Memory types that NIXL knows: DRAM, VRAM, block, object, file. Up to 1.5.1 it looks a type up in an array
+/// without checking it, and a blob with another one kills the process that loads it.
+const MEMORY_TYPES: u32 = 5;
 /// Regions in one blob. The document around it is bounded to 16 MiB, and each takes 40 bytes and more.
 const MAX_REGIONS: u64 = 1 << 20;
 
@@ -56,8 +59,11 @@ impl<'a> Blob<'a> {
         let agent = agent.ok_or_else(|| damaged("the agent's name is not a plain name"))?;
         let connections = fields.count(b"Conns", MAX_BACKENDS)?;
         for _ in 0..connections {
-            fields.field(b"t")?;
-            fields.field(b"c")?;
+            let backend = fields.field(b"t")?;
+            let connection = fields.field(b"c")?;
+            if backend == b"UCX" {
+                check_ucx_address(connection)?;
+            }
         }
         let memory_section = fields.at;
         if fields.field(b"")? != b"MemSection" {
@@ -71,6 +77,9 @@ impl<'a> Blob<'a> {
             }
             let memory_type = fields.field(b"t")?.try_into().map(u32::from_le_bytes);
             let memory_type = memory_type.map_err(|_| damaged("a memory type is not 4 bytes"))?;
+            if memory_type >= MEMORY_TYPES {
+                return Err(damaged(&format!("there is no memory type {memory_type}")));
+            }
             for _ in 0..fields.count(b"n", MAX_REGIONS)? {
                 regions.push(RemoteRegion::parse(memory_type, fields.field(b"")?)?);
             }
@@ -166,6 +175,18 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// UCX takes an address apart under assertions, and aborts the process when one fails. This is the one that a
+/// single damaged byte can reach: the version, in the low half of the first byte.
+fn check_ucx_address(address: &[u8]) -> Result<(), TransportError> {
+    /// Versions 1 and 2 are written as 0 and 1.
+    const LATEST: u8 = 1;
+    match address.first() {
+        Some(first) if first & 0x0f <= LATEST => Ok(()),
+        Some(first) => Err(damaged(&format!("there is no version {} of a UCX address", first & 0x0f))),
+        None => Err(damaged("a UCX address is empty")),
+    }
+}
+
 fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.len() <= MAX_NAME && !name.chars().any(char::is_control)
 }
@@ -192,7 +213,7 @@ mod tests {
         field(&mut out, b"Conns", &conns.to_le_bytes());
         for _ in 0..conns {
             field(&mut out, b"t", b"UCX");
-            field(&mut out, b"c", &[7; 99]);
+            field(&mut out, b"c", &[0x20; 99]);
         }
         field(&mut out, b"", b"MemSection");
         let lists = u64::from(!regions.is_empty());
@@ -237,6 +258,31 @@ mod tests {
         let bytes = blob(b"worker-1", 2, &[(0x1000, 64)]);
         for end in 0..bytes.len() {
             assert!(Blob::parse(&bytes[..end]).is_err(), "cut at {end}");
+        }
+    }
+
+    #[test]
+    fn p5_an_unknown_memory_type_is_refused() {
+        // NIXL 1.5.1 crashes in nixlMemSection::emplace.
+        let bytes = blob(b"worker-1", 1, &[(0x1000, 64)]);
+        let field = [&b"t"[..], &4u64.to_le_bytes()].concat();
+        let at = bytes.windows(field.len()).position(|window| window == field).unwrap() + field.len();
+        for (value, known) in [(0u32, true), (4, true), (5, false), (0x100, false), (u32::MAX, false)] {
+            let mut bytes = bytes.clone();
+            bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            assert_eq!(Blob::parse(&bytes).is_ok(), known, "{value}");
+        }
+    }
+
+    #[test]
+    fn p5_an_unknown_version_of_a_ucx_address_is_refused() {
+        // UCX 1.20 aborts in ucp_address_unpack.
+        let good = blob(b"worker-1", 1, &[]);
+        let at = good.iter().position(|byte| *byte == 0x20).unwrap();
+        for (first, known) in [(0x20u8, true), (0x21, true), (0x22, false), (0x2f, false), (0xf0, true)] {
+            let mut bytes = good.clone();
+            bytes[at] = first;
+            assert_eq!(Blob::parse(&bytes).is_ok(), known, "{first:#x}");
         }
     }
 
