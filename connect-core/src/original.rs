@@ -29,7 +29,7 @@
 //! # Descriptor and SerializedDescriptor
 //! | original | here |
 //! |---|---|
-//! | `Descriptor(torch.Tensor)` | `TensorExt` of `connect-candle` and (to come) `connect-tch` |
+//! | `Descriptor(torch.Tensor)` | `TensorExt` of `connect-candle` and `connect-tch` |
 //! | `Descriptor((ndarray, device))` | [`Descriptor::new`] of an owned buffer: `Vec<T>`, `Box<[T]>`, `Arc<[T]>`, `&'static [T]`. The device follows from the memory |
 //! | `Descriptor(bytes)` | [`Descriptor::new`] of a `Vec<u8>` |
 //! | `Descriptor((ptr, size, device, ref))` | [`Descriptor::from_raw_parts`] and [`DescriptorMut::from_raw_parts`], `unsafe`, with an owner |
