@@ -1,33 +1,48 @@
-//! `cargo xtask verify`: the same tests, long enough to find what is rare.
+//! `cargo xtask verify`: the same tests, long and often enough to find what is rare.
 
-use anyhow::Result;
+use std::process::Command;
+
+use anyhow::{Context, Result};
 
 use crate::cargo::{cargo, require_peers};
 use crate::process;
 use crate::setup::{self, Group};
 
+/// Random cases for each property, where `cargo test` takes 256. What 256 cases miss has shown within a few
+/// thousand.
+const CASES: u32 = 20_000;
+
 /// Which tests.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// For cargo test, e.g. a part of a test's name
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    arguments: Vec<String>,
+    /// How often the tests that race are run
+    #[arg(long, default_value_t = 10)]
+    rounds: u32,
 }
 
 /// The command.
 pub(crate) fn run(args: &Args) -> Result<()> {
     println!("The long checks take 10 min or more on two cores, after the build.");
     setup::ensure(&Group::ALL)?;
+    process::run(tests(&["connect-core", "connect-tests"]).env("PROPTEST_CASES", CASES.to_string()))?;
+    // Operations that are dropped, refused and cut off at every moment, and processes that end: each round
+    // meets other interleavings.
+    for round in 1..=args.rounds {
+        println!("=== round {round} of {} ===", args.rounds);
+        let mut racing = tests(&["connect-tests"]);
+        racing.args(["--test", "drops", "--test", "hostile_metadata", "--test", "conformance"]);
+        process::run(&mut racing).with_context(|| format!("in round {round}"))?;
+    }
+    Ok(())
+}
+
+/// Optimized tests, because what is rare comes with speed and with count.
+fn tests(packages: &[&str]) -> Command {
     let mut cargo = cargo("test");
-    // Optimized, because what is rare comes with speed and with count.
-    cargo.args([
-        "--release",
-        "--locked",
-        "--no-fail-fast",
-        "--package",
-        "connect-tests",
-        "--features",
-        "nixl",
-    ]);
-    process::run(require_peers(&mut cargo).env("CONNECT_LONG", "1").args(&args.arguments))
+    cargo.args(["--release", "--locked", "--features", "nixl"]);
+    for package in packages {
+        cargo.args(["--package", package]);
+    }
+    require_peers(&mut cargo);
+    cargo
 }
