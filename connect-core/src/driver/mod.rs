@@ -45,8 +45,10 @@ use crate::wire::RdmaMetadata;
 const COMMANDS_PER_ROUND: usize = 64;
 /// How long a cancelled operation may wait for its memory before the caller is told that it is parked.
 const CANCEL_GRACE: Duration = Duration::from_millis(200);
-/// How often memory that is not quiet is looked at. It is the exception, and costs a call each time.
+/// How often memory that is not quiet is looked at while a caller may wait for it: a fraction of the grace.
 const WATCH_INTERVAL: Duration = Duration::from_millis(2);
+/// And how often once nobody waits: a stopped peer may keep it busy for hours.
+const PARKED_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What a new driver reports about its transport.
 pub(crate) struct Ready {
@@ -545,20 +547,23 @@ impl Driver {
         if self.next_watch.is_none_or(|at| now < at) {
             return false;
         }
-        let mut ended = false;
+        let (mut ended, mut waited_for) = (false, false);
         for id in std::mem::take(&mut self.watched) {
             if self.let_go(id) == Quiescence::Quiet {
                 self.happened(id, Event::Quiet);
                 ended = true;
                 continue;
             }
-            if self.operations.get(&id).is_some_and(|operation| now >= operation.grace_ends) {
+            let in_grace = self.operations.get(&id).is_some_and(|operation| now < operation.grace_ends);
+            waited_for |= in_grace;
+            if !in_grace {
                 self.happened(id, Event::GraceOver);
             }
             self.watched.push(id);
         }
         self.watched.retain(|id| self.operations.contains_key(id));
-        self.next_watch = (!self.watched.is_empty()).then(|| now + WATCH_INTERVAL);
+        let interval = if waited_for { WATCH_INTERVAL } else { PARKED_INTERVAL };
+        self.next_watch = (!self.watched.is_empty()).then(|| now + interval);
         ended
     }
 }
