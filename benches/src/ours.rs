@@ -6,6 +6,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+#[cfg(feature = "nixl")]
+use connect_core::transport::nixl::{NixlConfig, NixlProgress};
 use connect_core::{Connector, Deadline, RdmaMetadata};
 
 use crate::Samples;
@@ -15,8 +17,10 @@ use crate::Samples;
 pub enum Engine {
     /// The embedded transport.
     Local,
-    /// NIXL over UCX.
+    /// NIXL over UCX, with NIXL's progress thread asleep until something arrives: the default.
     Nixl,
+    /// NIXL over UCX, driven by the connector's own thread alone: the fastest while both sides are busy.
+    NixlDriver,
 }
 
 impl Engine {
@@ -29,9 +33,15 @@ impl Engine {
         match self {
             Self::Local => Ok(builder.build()?),
             #[cfg(feature = "nixl")]
-            Self::Nixl => Ok(builder.nixl(connect_core::transport::nixl::NixlConfig::default()).build()?),
+            Self::Nixl => Ok(builder.nixl(NixlConfig::default()).build()?),
+            #[cfg(feature = "nixl")]
+            Self::NixlDriver => {
+                Ok(builder.nixl(NixlConfig::default().progress(NixlProgress::Driver)).build()?)
+            }
             #[cfg(not(feature = "nixl"))]
-            Self::Nixl => anyhow::bail!("built without NIXL; build with `--features nixl`"),
+            Self::Nixl | Self::NixlDriver => {
+                anyhow::bail!("built without NIXL; build with `--features nixl`")
+            }
         }
     }
 
@@ -39,6 +49,7 @@ impl Engine {
         match self {
             Self::Local => "local",
             Self::Nixl => "nixl",
+            Self::NixlDriver => "nixl-driver",
         }
     }
 }
