@@ -21,7 +21,7 @@ How long they take (two cores, fast line; first run, then later runs):
   (any)    half a minute to build xtask itself
   setup    75 s for all, 4 s for --nixl; then under 1 s
   demo     2 min to build; then seconds
-  test     20 to 30 min; then a few minutes
+  test     about 17 min; then 5
   verify   10 min or more, by design
   bench    3 min to build; then 1 to 2 min
 
