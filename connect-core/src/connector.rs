@@ -373,7 +373,10 @@ impl ConnectorBuilder {
         let (port, inbox) = driver::channel();
         let ready =
             driver::start(self.transport, context, inbox, Arc::clone(&deadlines), Arc::clone(&counters))
-                .map_err(|source| Error::Start { source })?;
+                .map_err(|source| {
+                    deadlines.close();
+                    Error::Start { source }
+                })?;
         let core = Core {
             port,
             deadlines,

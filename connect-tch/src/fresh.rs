@@ -57,14 +57,31 @@ impl FreshTensors {
 
     /// The filled tensors. That a completed operation gave them back is the proof that they are.
     pub(crate) fn filled(received: Received<Self>) -> (Vec<(String, Tensor)>, Report) {
+        for (_, tensor) in &received.memory.tensors {
+            normalise_bools(tensor);
+        }
         (received.memory.tensors, received.report)
+    }
+}
+
+/// Makes every byte of a `Bool` tensor 0 or 1: a peer may have sent others, which libtorch would hand out as
+/// Rust's `bool`s.
+fn normalise_bools(tensor: &Tensor) {
+    if tensor.kind() != Kind::Bool || tensor.numel() == 0 {
+        return;
+    }
+    // SAFETY: a fresh tensor is contiguous, on the CPU, and has one byte for each of its elements; the
+    // operation has given it back, and this is its only handle.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), tensor.numel()) };
+    for byte in bytes {
+        *byte = u8::from(*byte != 0);
     }
 }
 
 // SAFETY: each region is the memory of one of the tensors, which libtorch allocated for exactly these bytes:
 // `bytes` follows from the same dtype and shape. The handles here are the only ones, and are not used while
-// the operation has them; moving them does not move the storage; numbers take any bit pattern, and libtorch
-// reads a `Bool` as "not zero".
+// the operation has them; moving them does not move the storage; numbers take any bit pattern, and
+// booleans are made valid before anybody gets the tensor (`filled`).
 unsafe impl TargetMemory for FreshTensors {
     fn regions(&mut self) -> Vec<Region> {
         self.regions.clone()

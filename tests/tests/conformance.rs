@@ -20,6 +20,7 @@ use connect_tests::{memory, pattern};
 
 connect_tests::for_each_transport!(
     a_readable_is_read_in_the_same_process,
+    a_read_and_a_write_between_the_same_two_do_not_meet,
     a_writable_is_written_in_the_same_process,
     another_process_reads_what_is_offered_here,
     another_process_writes_what_is_offered_here,
@@ -356,6 +357,25 @@ fn an_operation_begins_without_being_polled(lab: &Lab) -> Result<()> {
         Poll::Pending => futures_executor::block_on(pending)?,
     };
     assert_eq!(offer.cancel().wait().unwrap_err().category(), ErrorCategory::Cancelled);
+    Ok(())
+}
+
+/// Both number their requests from one, so a read one way and a write the other way have the same number.
+fn a_read_and_a_write_between_the_same_two_do_not_meet(lab: &Lab) -> Result<()> {
+    for round in 0..20u8 {
+        let (a, b) = lab.pair()?;
+        let len = 6 << 20;
+        let (readable, writable) =
+            (b.create_readable(vec![round; len]).wait()?, a.create_writable(vec![0u8; len]).wait()?);
+        let read = a.begin_read(readable.metadata(), vec![0u8; len]);
+        let write = b.begin_write(vec![round + 100; len], writable.metadata());
+        let read = read.wait()?.wait_for_completion().wait()?;
+        write.wait()?.wait_for_completion().wait()?;
+        let written = writable.wait_for_completion().wait()?;
+        assert!(read.memory.iter().all(|byte| *byte == round), "the read got other bytes");
+        assert!(written.memory.iter().all(|byte| *byte == round + 100), "the write brought other bytes");
+        readable.wait_for_completion().wait()?;
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::op::OperationStatus;
 use crate::op::slot::{Opened, Outcome};
 use crate::op::state::Why;
+use crate::stats;
 use crate::transport::closed::Closed;
 
 impl Driver {
@@ -62,8 +63,13 @@ impl Driver {
     pub(super) fn abandon_everything(&mut self) {
         for operation in self.operations.values_mut() {
             let outcome = Outcome { result: Err(Error::ShutDown), memory: None };
-            operation.info.slot.settle(OperationStatus::Errored, outcome, || {});
+            operation.info.slot.settle(OperationStatus::Errored, outcome, || {
+                stats::add(&self.counters.failed, 1);
+                stats::sub(&self.counters.open, 1);
+            });
         }
+        // Those who wait for the end answer for themselves when they are dropped.
+        drop(self.closing.take());
         // The driver is about to be forgotten, but its inbox must go: commands in it and those still to come
         // answer for themselves when they are dropped.
         self.inbox = channel().1;

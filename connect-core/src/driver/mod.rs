@@ -484,6 +484,8 @@ impl Driver {
             Ok(report) => tracing::debug!(parent: &info.span, ?report, "complete"),
             Err(error) => tracing::debug!(parent: &info.span, %error, parked = !quiet, "ended"),
         }
+        let outgoing = info.name.is_passive() == (info.name.kind() == OperationKind::Read);
+        let moved = if outgoing { &self.counters.bytes_sent } else { &self.counters.bytes_received };
         let counted = match verdict {
             Verdict::Complete => &self.counters.completed,
             Verdict::Stopped(Why::Cancelled) => &self.counters.cancelled,
@@ -492,6 +494,9 @@ impl Driver {
         // The watchdog may have answered, and counted, for this thread; then the memory is simply freed.
         info.slot.settle(operation.machine.status(), Outcome { result, memory }, || {
             stats::add(counted, 1);
+            if verdict == Verdict::Complete {
+                stats::add(moved, info.bytes);
+            }
             if verdict == Verdict::Stopped(Why::Deadline) {
                 stats::add(&self.counters.deadlines_missed, 1);
             }
@@ -501,12 +506,7 @@ impl Driver {
     fn verdict_to_result(&self, operation: &mut Operation, verdict: Verdict) -> Result<Report, Error> {
         let info = &operation.info;
         match verdict {
-            Verdict::Complete => {
-                let outgoing = info.name.is_passive() == (info.name.kind() == OperationKind::Read);
-                let moved = if outgoing { &self.counters.bytes_sent } else { &self.counters.bytes_received };
-                stats::add(moved, info.bytes);
-                Ok(operation.report(self.transport.backend()))
-            }
+            Verdict::Complete => Ok(operation.report(self.transport.backend())),
             Verdict::Failed => Err(operation.error.take().unwrap_or(Error::ShutDown)),
             Verdict::Stopped(Why::Cancelled) => Err(Error::Cancelled { context: info.context() }),
             Verdict::Stopped(Why::Deadline) => Err(info.deadline_exceeded()),

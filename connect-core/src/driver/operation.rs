@@ -7,8 +7,10 @@ use std::time::Instant;
 use super::{OpInfo, Start};
 use crate::Region;
 use crate::error::Error;
-use crate::op::Report;
+use crate::op::slot::Outcome;
 use crate::op::state::Machine;
+use crate::op::{OperationStatus, Report};
+use crate::stats;
 use crate::transport::{OfferId, PeerId, TransferId};
 use crate::wire::RdmaMetadata;
 
@@ -71,6 +73,20 @@ impl Operation {
             posting: opened.saturating_duration_since(self.taken_at),
             transfer: now.saturating_duration_since(opened),
             total: now.saturating_duration_since(created),
+        }
+    }
+}
+
+impl Drop for Operation {
+    /// Whoever ends an operation takes its memory out first. If it is still here, a panic is unwinding, and
+    /// nobody knows whether the memory is quiet: it is never freed (P1), and its caller is told (P2).
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            std::mem::forget(memory);
+            let outcome = Outcome { result: Err(Error::ShutDown), memory: None };
+            self.info.slot.settle(OperationStatus::Errored, outcome, || {
+                stats::add(&self.info.counters.failed, 1);
+            });
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Where the driver leaves an operation's answers and the caller finds them: [`Slot`].
 
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -68,7 +69,14 @@ impl Slot {
         }
     }
 
+    /// Changes the status, unless it is final already: the watchdog may have been faster.
     pub(crate) fn set_status(&self, status: OperationStatus) {
+        if !self.lock().settled {
+            self.store_status(status);
+        }
+    }
+
+    fn store_status(&self, status: OperationStatus) {
         self.status.store(status as u8, Ordering::Release);
     }
 
@@ -89,7 +97,7 @@ impl Slot {
         }
         answers.settled = true;
         count();
-        self.set_status(status);
+        self.store_status(status);
         answers.outcome = Some(outcome);
         self.notify(answers);
         true
@@ -149,7 +157,10 @@ impl Slot {
         drop(answers);
         self.changed.notify_all();
         if let Some(waker) = waker {
-            waker.wake();
+            // A waker is the caller's code; its panic must not end the thread that looks after everybody.
+            if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
+                tracing::error!("a waker panicked");
+            }
         }
     }
 }

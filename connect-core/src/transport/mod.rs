@@ -20,7 +20,13 @@ pub mod local;
 pub mod nixl;
 
 /// Moves bytes between this process and its peers, and carries notifications.
-pub trait Transport {
+///
+/// # Safety
+/// What a transport says about memory must be true, because memory is handed out and freed on its word:
+/// * after [`TransferState::Complete`] of a read every byte of the local regions has been written, and
+///   likewise after the notification of a writable offer that this transport itself wrote;
+/// * after [`Quiescence::Quiet`] neither the transport nor a peer through it touches the regions again.
+pub unsafe trait Transport {
     /// A short lower-case name: `local`, `nixl`.
     fn name(&self) -> &'static str;
 

@@ -254,7 +254,14 @@ impl Client {
         match (frame, &active.stage, active.kind) {
             (Frame::GrantAttach, Stage::Requested { attach: true }, OperationKind::Read) => {
                 let copy = server.and_then(|server| {
-                    Copy::new(node, server, link.pid, id.0, &active.local, &active.remote)
+                    Copy::new(
+                        node,
+                        server,
+                        link.pid,
+                        (OperationKind::Read, id.0),
+                        &active.local,
+                        &active.remote,
+                    )
                 });
                 if let Some(copy) = copy {
                     active.stage = Stage::Copying(copy);

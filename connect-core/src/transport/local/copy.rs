@@ -8,8 +8,8 @@ use nix::errno::Errno;
 use super::attach::{Remote, Target};
 use super::lease::Borrowed;
 use super::node::{Greeted, Node};
-use crate::Region;
 use crate::transport::TransportError;
+use crate::{OperationKind, Region};
 
 /// A copy that is under way.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Copy {
         node: &Node,
         peer: &Greeted,
         pid: i32,
-        request: u64,
+        request: (OperationKind, u64),
         local: &Arc<[Region]>,
         remote: &Arc<[Region]>,
     ) -> Option<Self> {

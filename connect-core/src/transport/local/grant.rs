@@ -93,7 +93,8 @@ impl Offers {
         let Asking { node, client, watched: Watched { link, .. }, id } = asking;
         let work = if request.attach && client.admitted {
             link.push(*id, &Frame::GrantAttach);
-            let lease = || Lease::grant(node.lease_to(client, *id), Source::of(&regions));
+            let lease =
+                || Lease::grant(node.lease_to(client, (OperationKind::Read, *id)), Source::of(&regions));
             Work::Attached(client.direct.then(lease))
         } else {
             link.push(*id, &Frame::GrantStream);
@@ -113,7 +114,9 @@ impl Offers {
         let (offer, regions) = self.claim(OperationKind::Write, request, asking)?;
         let Asking { node, client, watched: Watched { link, .. }, id } = asking;
         let work = if request.attach && client.attach {
-            let Some(copy) = Copy::new(node, client, link.pid, *id, &regions, sources) else {
+            let Some(copy) =
+                Copy::new(node, client, link.pid, (OperationKind::Write, *id), &regions, sources)
+            else {
                 self.reopen(offer);
                 return Err("the write was given up".into());
             };

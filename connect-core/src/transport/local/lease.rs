@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::attach::{Source, Target};
 use super::frame::NONCE;
+use crate::OperationKind;
 
 /// Every lease of this process.
 static LEASES: Mutex<BTreeMap<LeaseKey, Arc<Mutex<Option<Source>>>>> = Mutex::new(BTreeMap::new());
@@ -21,8 +22,9 @@ pub(super) struct LeaseKey {
     pub(super) owner: [u8; NONCE],
     /// The connector that may copy.
     pub(super) borrower: [u8; NONCE],
-    /// The request it is for.
-    pub(super) request: u64,
+    /// The request it is for, and its kind: both sides count their requests from one, and each can be the
+    /// owner, of what it lets be read or of what it writes.
+    pub(super) request: (OperationKind, u64),
 }
 
 /// The owner's end. Dropping it ends the lease; that waits for a slice in progress.
@@ -76,7 +78,7 @@ mod tests {
     fn an_ended_lease_lends_nothing() {
         let mut from = vec![7u8; 8];
         let mut to = vec![0u8; 8];
-        let key = LeaseKey { owner: [1; NONCE], borrower: [2; NONCE], request: 3 };
+        let key = LeaseKey { owner: [1; NONCE], borrower: [2; NONCE], request: (OperationKind::Read, 3) };
         let region = |bytes: &mut [u8]| -> Arc<[Region]> {
             Arc::new(
                 [Region::new(crate::Device::CPU, bytes.as_mut_ptr() as u64, bytes.len() as u64).unwrap()],

@@ -14,6 +14,7 @@ use super::config::LocalConfig;
 use super::frame::{Hello, NONCE};
 use super::lease::LeaseKey;
 use super::link::Link;
+use crate::OperationKind;
 use crate::transport::{TransportContext, TransportError};
 
 /// Bytes copied in one go: about a millisecond, the longest that one call of the driver may take. Long enough
@@ -109,12 +110,12 @@ impl Node {
     }
 
     /// The lease of memory of ours that `peer` may copy out of.
-    pub(super) fn lease_to(&self, peer: &Greeted, request: u64) -> LeaseKey {
+    pub(super) fn lease_to(&self, peer: &Greeted, request: (OperationKind, u64)) -> LeaseKey {
         LeaseKey { owner: *self.nonce, borrower: peer.nonce, request }
     }
 
     /// The lease of memory of `peer` that we may copy out of.
-    pub(super) fn lease_from(&self, peer: &Greeted, request: u64) -> LeaseKey {
+    pub(super) fn lease_from(&self, peer: &Greeted, request: (OperationKind, u64)) -> LeaseKey {
         LeaseKey { owner: peer.nonce, borrower: *self.nonce, request }
     }
 }

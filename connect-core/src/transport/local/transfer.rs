@@ -201,7 +201,10 @@ impl Active {
             OperationKind::Read => Frame::Read(request),
             OperationKind::Write => {
                 if server.direct {
-                    self.lease = Some(Lease::grant(node.lease_to(server, id.0), Source::of(&self.local)));
+                    self.lease = Some(Lease::grant(
+                        node.lease_to(server, (OperationKind::Write, id.0)),
+                        Source::of(&self.local),
+                    ));
                 }
                 Frame::Write(request, Arc::clone(&self.local))
             }

@@ -85,12 +85,12 @@ impl Generation {
 
     /// Registers each region, or counts one more user of it: operations may share memory.
     pub(super) fn register(&mut self, regions: &[Region]) -> Result<(), TransportError> {
+        let options = self.options(None)?;
         for (done, region) in regions.iter().enumerate() {
             if let Some(registration) = self.registrations.get_mut(region) {
                 registration.users += 1;
                 continue;
             }
-            let options = self.options(None)?;
             match self.agent.register_memory(&Described(*region), Some(&options)) {
                 Ok(handle) => {
                     self.registrations.insert(*region, Registration { users: 1, _handle: handle });
