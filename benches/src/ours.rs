@@ -17,10 +17,10 @@ use crate::Samples;
 pub enum Engine {
     /// The embedded transport.
     Local,
-    /// NIXL over UCX, with NIXL's progress thread asleep until something arrives: the default.
+    /// NIXL over UCX, driven by the connector's own thread: the default.
     Nixl,
-    /// NIXL over UCX, driven by the connector's own thread alone: the fastest while both sides are busy.
-    NixlDriver,
+    /// NIXL over UCX, with NIXL's progress thread asleep until something arrives.
+    NixlThread,
 }
 
 impl Engine {
@@ -35,11 +35,11 @@ impl Engine {
             #[cfg(feature = "nixl")]
             Self::Nixl => Ok(builder.nixl(NixlConfig::default()).build()?),
             #[cfg(feature = "nixl")]
-            Self::NixlDriver => {
-                Ok(builder.nixl(NixlConfig::default().progress(NixlProgress::Driver)).build()?)
-            }
+            Self::NixlThread => Ok(builder
+                .nixl(NixlConfig::default().progress(NixlProgress::Thread(Duration::from_millis(10))))
+                .build()?),
             #[cfg(not(feature = "nixl"))]
-            Self::Nixl | Self::NixlDriver => {
+            Self::Nixl | Self::NixlThread => {
                 anyhow::bail!("built without NIXL; build with `--features nixl`")
             }
         }
@@ -49,7 +49,7 @@ impl Engine {
         match self {
             Self::Local => "local",
             Self::Nixl => "nixl",
-            Self::NixlDriver => "nixl-driver",
+            Self::NixlThread => "nixl-thread",
         }
     }
 }

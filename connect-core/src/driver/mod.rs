@@ -191,7 +191,6 @@ impl Driver {
 
     fn pause(&mut self, pace: &mut Pace, now: Instant) {
         let longest = match pace.idle(self.load(), now) {
-            Pause::Spin => return std::hint::spin_loop(),
             Pause::Yield => return thread::yield_now(),
             Pause::Sleep(longest) => Some(longest),
             Pause::Park => None,
