@@ -214,7 +214,8 @@ pub enum TransportEvent {
         /// What it says.
         body: Vec<u8>,
     },
-    /// An offer can't complete any more, for a reason that the transport knows.
+    /// Whoever had begun to take an offer died or gave up, and the transport knows. The driver ends the offer:
+    /// who made it wants its memory back, and can offer again.
     OfferFailed {
         /// Which.
         id: OfferId,
@@ -255,6 +256,10 @@ pub enum TransportError {
     /// or the request does not fit it.
     #[error("peer refused: {0}")]
     Refused(String),
+    /// The peer began to take an offer and gave up: it was cancelled, or its deadline passed. Offer again if it
+    /// should have another try.
+    #[error("peer let go: {0}")]
+    LetGo(String),
     /// A blob or message that is damaged, hostile, or of another transport or version.
     #[error("{0}")]
     Protocol(String),
@@ -284,7 +289,7 @@ impl TransportError {
             | Self::UnsupportedDevice { .. }
             | Self::Resource { .. }
             | Self::NotAllowed(_) => ErrorCategory::Local,
-            Self::PeerLost(_) | Self::Refused(_) => ErrorCategory::Peer,
+            Self::PeerLost(_) | Self::Refused(_) | Self::LetGo(_) => ErrorCategory::Peer,
             Self::Protocol(_) => ErrorCategory::Protocol,
             Self::Engine { .. } => ErrorCategory::Transport,
         }
@@ -292,7 +297,7 @@ impl TransportError {
 
     /// Whether the same call can succeed later.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Resource { .. } | Self::PeerLost(_) | Self::Engine { .. })
+        matches!(self, Self::Resource { .. } | Self::PeerLost(_) | Self::LetGo(_) | Self::Engine { .. })
     }
 }
 

@@ -8,7 +8,7 @@ use super::copy::Copy;
 use super::frame::{Frame, Request};
 use super::lease::Lease;
 use super::node::{Greeted, Node, Watched};
-use crate::transport::{Offer, OfferId, Quiescence, TransportError};
+use crate::transport::{Offer, OfferId, Quiescence, TransportError, TransportEvent};
 use crate::{OperationKind, Region};
 
 /// The offers of this connector.
@@ -117,7 +117,7 @@ impl Offers {
             let Some(copy) =
                 Copy::new(node, client, link.pid, (OperationKind::Write, *id), &regions, sources)
             else {
-                self.reopen(offer);
+                self.let_go(offer);
                 return Err("the write was given up".into());
             };
             Work::Pulling(copy)
@@ -168,8 +168,16 @@ impl Offers {
         (!offered.ended).then(|| offered.key.clone())
     }
 
+    /// Whoever was at the offer will not complete it. Unless it has ended already, its owner is told, who decides
+    /// whether to leave it open for others.
+    pub(super) fn fail(&self, id: OfferId, error: TransportError, events: &mut Vec<TransportEvent>) {
+        if self.open.get(&id).is_some_and(|offered| !offered.ended) {
+            events.push(TransportEvent::OfferFailed { id, error });
+        }
+    }
+
     /// Nobody is at the offer any more.
-    pub(super) fn reopen(&mut self, id: OfferId) {
+    pub(super) fn let_go(&mut self, id: OfferId) {
         if let Some(offered) = self.open.get_mut(&id) {
             offered.state = State::Open;
         }

@@ -49,6 +49,13 @@ pub(super) struct ServerConn {
     grants: HashMap<u64, Grant>,
 }
 
+impl ServerConn {
+    /// Who is there, for messages.
+    fn name(&self) -> &str {
+        self.client.as_ref().map_or("a peer", |client| &client.name)
+    }
+}
+
 impl Server {
     /// Accepts connections that wait.
     pub(super) fn accept(&mut self, node: &Node, endpoint: &mut Endpoint) -> bool {
@@ -101,7 +108,7 @@ impl Server {
                 worked
             }
             Err(broken) => {
-                self.close(conn, &broken);
+                self.close(conn, &broken, events);
                 true
             }
         }
@@ -197,7 +204,8 @@ impl Server {
                 Some(_) => return Err(Broken::violation("DONE before the end")),
             },
             Frame::Abort => {
-                self.abandon(conn, id);
+                let error = TransportError::LetGo(format!("{}: it was cancelled or out of time", conn.name()));
+                self.abandon(conn, id, error, events);
                 conn.watched.link.push(id, &Frame::Aborted);
             }
             _ => return Err(Broken::violation("not a request")),
@@ -237,29 +245,39 @@ impl Server {
             if conn.client.as_ref().is_some_and(|client| client.is_still_there(link)) {
                 self.complete(conn, id, events);
             } else {
-                self.abandon(conn, id);
-                conn.watched.link.push(id, &Frame::Refused("its memory has changed hands".into()));
+                let reason = "its memory has changed hands";
+                let error = TransportError::PeerLost(format!("{}: {reason}", conn.name()));
+                self.abandon(conn, id, error, events);
+                conn.watched.link.push(id, &Frame::Refused(reason.into()));
             }
         }
     }
 
-    /// A request ends without success; its offer may be tried again.
-    fn abandon(&mut self, conn: &mut ServerConn, id: u64) {
+    /// A request ends without success; whoever made the offer hears of that now, and not by its deadline.
+    fn abandon(
+        &mut self,
+        conn: &mut ServerConn,
+        id: u64,
+        error: TransportError,
+        events: &mut Vec<TransportEvent>,
+    ) {
         let Some(grant) = conn.grants.get_mut(&id) else { return };
+        self.offers.fail(grant.offer, error, events);
         let link = &mut conn.watched.link;
         link.sinks.remove(&id);
         if link.cancel_stream(id) == Quiescence::Busy {
             grant.work = Work::Draining;
         } else if let Some(grant) = conn.grants.remove(&id) {
-            self.offers.reopen(grant.offer);
+            self.offers.let_go(grant.offer);
         }
     }
 
-    fn close(&mut self, conn: ServerConn, broken: &Broken) {
-        let name = conn.client.as_ref().map(|client| client.name.as_str());
+    fn close(&mut self, conn: ServerConn, broken: &Broken, events: &mut Vec<TransportEvent>) {
+        let name = conn.name();
         tracing::debug!(pid = conn.watched.link.pid, peer = name, reason = %broken, "connection ended");
         for grant in conn.grants.values() {
-            self.offers.reopen(grant.offer);
+            self.offers.fail(grant.offer, TransportError::PeerLost(format!("{name}: {broken}")), events);
+            self.offers.let_go(grant.offer);
         }
     }
 
@@ -279,10 +297,12 @@ impl Server {
                 match copy.slice(budget) {
                     Ok(copied) => budget = budget.saturating_sub(copied.max(PULL_COST)),
                     Err(error) => {
-                        let refusal = Frame::Refused(format!("copying out of the writer's memory: {error}"));
-                        conn.watched.link.push(id, &refusal);
+                        let reason = format!("copying out of the writer's memory: {error}");
+                        let lost = TransportError::PeerLost(format!("{}: {reason}", conn.name()));
+                        conn.watched.link.push(id, &Frame::Refused(reason));
                         if let Some(grant) = conn.grants.remove(&id) {
-                            self.offers.reopen(grant.offer);
+                            self.offers.fail(grant.offer, lost, events);
+                            self.offers.let_go(grant.offer);
                         }
                         self.pump(node, token, events);
                         continue;
@@ -330,7 +350,7 @@ impl Server {
             };
             if quiet {
                 conn.grants.remove(&request);
-                self.offers.reopen(id);
+                self.offers.let_go(id);
             }
         }
         link.push(request, &Frame::Revoked);
@@ -348,7 +368,7 @@ fn settle(offers: &mut Offers, conn: &mut ServerConn) {
     conn.grants.retain(|id, grant| {
         let settled = matches!(grant.work, Work::Draining) && !link.is_streaming(*id);
         if settled {
-            offers.reopen(grant.offer);
+            offers.let_go(grant.offer);
         }
         !settled
     });

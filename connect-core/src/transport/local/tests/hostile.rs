@@ -91,6 +91,7 @@ fn more_payload_than_offered_closes_the_connection_and_overwrites_nothing() {
     stranger.send(1, &Frame::Write(request, sources));
     stranger.send_raw(&Header { kind: Kind::Data, request: 1, len: 1001 }.encode());
     stranger.send_raw(&[9; 1001]);
+    stranger.scene.assert_lost();
     assert!(stranger.scene.offered.parts[0].iter().all(|byte| *byte == 0));
     stranger.assert_closed();
 }
@@ -102,6 +103,7 @@ fn an_end_before_the_end_closes_the_connection_and_completes_nothing() {
     let sources = request.regions.clone();
     stranger.send(1, &Frame::Write(request, sources));
     stranger.send(1, &Frame::Done);
+    stranger.scene.assert_lost();
     assert!(stranger.scene.events.is_empty());
     stranger.assert_closed();
 }
@@ -113,6 +115,7 @@ fn a_request_number_used_twice_closes_the_connection() {
         let request = stranger.request(false);
         stranger.send(1, &Frame::Read(request));
     }
+    stranger.scene.assert_lost();
     stranger.assert_closed();
 }
 

@@ -133,6 +133,29 @@ impl Scene {
         assert!(self.offered.parts == self.own.parts, "bytes differ");
     }
 
+    /// What the side that offers heard of those who began to take the offer and did not end it.
+    fn failures(&mut self) -> Vec<TransportError> {
+        let is_failure = |event: &mut TransportEvent| matches!(event, TransportEvent::OfferFailed { .. });
+        let failures = self.events.extract_if(.., is_failure);
+        failures
+            .map(|event| match event {
+                TransportEvent::OfferFailed { id, error } if id == self.offer => error,
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    fn assert_let_go(&mut self) {
+        let failures = self.failures();
+        let let_go = |e: &TransportError| matches!(e, TransportError::LetGo(who) if who.contains("client-1"));
+        assert!(matches!(&failures[..], [e] if let_go(e)), "{failures:?}");
+    }
+
+    fn assert_lost(&mut self) {
+        let failures = self.failures();
+        assert!(matches!(failures[..], [TransportError::PeerLost(_)]), "{failures:?}");
+    }
+
     fn assert_notified(&mut self) {
         let expected =
             TransportEvent::Notification { from: "client-1".into(), body: KEY.as_bytes().to_vec() };

@@ -146,6 +146,7 @@ fn a_killed_reader_leaves_the_offer_quiet_and_open() {
     let id = scene.begin();
     scene.run(id).unwrap();
     scene.assert_moved();
+    scene.assert_lost();
     scene.assert_notified();
 }
 

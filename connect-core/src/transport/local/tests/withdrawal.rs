@@ -96,6 +96,7 @@ fn a_read_given_up_is_quiet_at_once_and_its_offer_can_be_taken_again() {
             scene.client.progress(&mut vec![]);
         }
         assert!(scene.own.parts[0].iter().all(|byte| *byte == 0), "{way:?}");
+        scene.assert_let_go();
         let id = scene.begin();
         scene.run(id).unwrap();
         scene.assert_moved();
@@ -114,6 +115,8 @@ fn a_write_given_up_is_busy_while_the_server_may_read() {
             Way::Stream => {}
         }
         client_quiet(&mut scene, id);
+        until(|| (!scene.serve()).then_some(()));
+        scene.assert_let_go();
         assert!(scene.events.is_empty(), "{way:?}: given up, yet complete");
         let id = scene.begin();
         scene.run(id).unwrap();
@@ -139,6 +142,7 @@ fn an_offer_whose_client_vanished_can_be_taken_by_another() {
             scene.client = transport(way.config(), "client");
             let id = scene.begin();
             scene.run(id).unwrap();
+            scene.assert_lost();
             scene.assert_moved();
             scene.assert_notified();
         }
@@ -167,8 +171,9 @@ fn a_write_given_up_just_before_its_last_byte_is_copied_is_not_complete() {
     scene.own.parts[0].fill(0xee);
     assert!(server.pull(node, &mut scene.events));
     assert!(scene.offered.parts[0].iter().all(|byte| *byte == 0xee), "it was copied");
-    assert!(scene.events.is_empty(), "and yet it is not complete");
     client_quiet(&mut scene, id);
+    scene.assert_let_go();
+    assert!(scene.events.is_empty(), "and yet it is not complete");
     scene.own = Memory::pattern(&[3_000_000]);
     let id = scene.begin();
     scene.run(id).unwrap();
