@@ -122,7 +122,16 @@ impl Lab {
     /// # Errors
     /// It does not start.
     pub fn worker(&self) -> Result<Worker> {
-        Worker::rust(self.worker, &["--transport", &self.transport.to_string()])
+        self.worker_with(&[])
+    }
+
+    /// A worker process with a connector of this transport, and further arguments.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn worker_with(&self, arguments: &[&str]) -> Result<Worker> {
+        let transport = self.transport.to_string();
+        Worker::rust(self.worker, &[&["--transport", &transport], arguments].concat())
     }
 }
 

@@ -118,13 +118,15 @@ impl TransportContext {
     /// Whether a peer whose agent or worker is called `name` may be talked to: it is one of the allowed
     /// workers, or the name of an agent of one of them.
     ///
-    /// An agent is called after its worker, with a number behind it (the original) or an incarnation and a
-    /// number (this library).
+    /// An agent is called after its worker, with a number behind it (the original), or an incarnation and perhaps
+    /// an `r` and a number (this library).
     pub fn allows(&self, name: &str) -> bool {
         let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
         let is_incarnation = |s: &str| s.len() == INCARNATION_LEN && s.bytes().all(|b| b.is_ascii_hexdigit());
         let is_suffix = |suffix: &str| match suffix.split_once('-') {
-            Some((incarnation, number)) => is_incarnation(incarnation) && is_number(number),
+            Some((incarnation, number)) => {
+                is_incarnation(incarnation) && number.strip_prefix('r').is_some_and(is_number)
+            }
             None => is_number(suffix) || is_incarnation(suffix),
         };
         self.allowed_workers.as_ref().is_none_or(|workers| {
@@ -312,10 +314,19 @@ mod tests {
             incarnation: "0".repeat(INCARNATION_LEN),
             allowed_workers: Some(vec!["prefill".to_owned()]),
         };
-        for name in ["prefill", "prefill-1", "prefill-0123456789ab", "prefill-0123456789ab-7"] {
+        for name in ["prefill", "prefill-1", "prefill-0123456789ab", "prefill-0123456789ab-r7"] {
             assert!(context.allows(name), "{name}");
         }
-        for name in ["prefill2", "prefill-", "prefill-evil", "prefill-1-evil", "prefil", "", "x-prefill-1"] {
+        for name in [
+            "prefill2",
+            "prefill-",
+            "prefill-0123456789ab-7",
+            "prefill-evil",
+            "prefill-1-evil",
+            "prefil",
+            "",
+            "x-prefill-1",
+        ] {
             assert!(!context.allows(name), "{name}");
         }
         assert!(TransportContext { allowed_workers: None, ..context }.allows("anybody"));

@@ -204,7 +204,8 @@ impl Server {
                 Some(_) => return Err(Broken::violation("DONE before the end")),
             },
             Frame::Abort => {
-                let error = TransportError::LetGo(format!("{}: it was cancelled or out of time", conn.name()));
+                let error =
+                    TransportError::LetGo(format!("{}: it was cancelled or out of time", conn.name()));
                 self.abandon(conn, id, error, events);
                 conn.watched.link.push(id, &Frame::Aborted);
             }

@@ -228,6 +228,15 @@ impl Generation {
         status.map(|status| !status.is_success()).map_err(|error| lost("getXferStatus", peer, &error))
     }
 
+    /// Sends a peer a notification of its own. Nothing depends on it: a peer that can't be reached will not miss it.
+    pub(super) fn tell(&self, peer: &str, body: &[u8]) {
+        if self.peers.contains_key(peer)
+            && let Err(error) = self.agent.send_notification(peer, body, Some(&self.backend))
+        {
+            tracing::debug!(peer, %error, "a sign to a peer was not sent");
+        }
+    }
+
     /// Takes the notifications that have arrived: sender and body.
     pub(super) fn notifications(&mut self) -> Vec<(String, Vec<u8>)> {
         if self.agent.get_notifications(&mut self.incoming, None).is_err() {

@@ -16,6 +16,7 @@ mod agent;
 mod blob;
 mod config;
 mod library;
+mod signs;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -28,6 +29,7 @@ use blob::{Blob, RemoteRegion};
 pub use config::{NixlConfig, NixlProgress};
 pub use library::{candidates, load, plugins};
 use nixl_sys::XferRequest;
+use signs::{Sign, Takers};
 
 use super::{
     Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportContext,
@@ -53,6 +55,9 @@ pub struct NixlTransport {
     /// The generation that new operations go to; created when first needed after the last was retired.
     current: Option<u64>,
     offers: HashMap<OfferId, OpenOffer>,
+    takers: Takers,
+    /// When to look for takers that fell silent.
+    next_look: Instant,
     /// Offers that ended without their notification, until their generation is gone.
     unquiet: HashMap<OfferId, u64>,
     peers: HashMap<PeerId, Rc<Peer>>,
@@ -71,6 +76,7 @@ struct Peer {
 struct OpenOffer {
     generation: u64,
     regions: Vec<Region>,
+    key: String,
 }
 
 /// A transfer, posted slice by slice.
@@ -86,6 +92,8 @@ struct Moving {
     state: Phase,
     /// Counted in its generation, and its memory registered there.
     counted: bool,
+    /// When to tell the peer next that this side is alive; `None` for peers that would not understand.
+    next_sign: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +114,8 @@ impl NixlTransport {
             generations: HashMap::new(),
             current: None,
             offers: HashMap::new(),
+            takers: Takers::default(),
+            next_look: Instant::now(),
             unquiet: HashMap::new(),
             peers: HashMap::new(),
             config,
@@ -129,7 +139,7 @@ impl NixlTransport {
         }
         let id = self.id();
         let TransportContext { worker_id, incarnation, .. } = &self.context;
-        let generation = Generation::new(format!("{worker_id}-{incarnation}-{id}"), &self.config)?;
+        let generation = Generation::new(signs::name(worker_id, incarnation, id), &self.config)?;
         self.generations.insert(id, generation);
         self.current = Some(id);
         Ok(id)
@@ -172,6 +182,7 @@ impl NixlTransport {
             return Err(unknown_transfer());
         };
         let mut step = moving.step(generation);
+        moving.sign_of_life(generation);
         if matches!(&step, Err(error) if agent::is_unmade_request(error)) {
             step = self.step_elsewhere(id);
         }
@@ -240,6 +251,25 @@ impl NixlTransport {
 }
 
 impl Moving {
+    /// Tells the peer from time to time that this side is still at its memory.
+    fn sign_of_life(&mut self, generation: &Generation) {
+        if let Some(next) = self.next_sign
+            && self.state == Phase::InProgress
+            && Instant::now() >= next
+        {
+            generation.tell(&self.peer.name, &Sign::Alive.of(&self.key));
+            self.next_sign = Some(Instant::now() + signs::EVERY);
+        }
+    }
+
+    /// Tells the peer that this side will not complete the transfer.
+    fn give_up(&mut self, generation: &Generation) {
+        if self.next_sign.take().is_some() {
+            let sign = if self.state == Phase::FailedUnknown { Sign::Failed } else { Sign::Quiet };
+            generation.tell(&self.peer.name, &sign.of(&self.key));
+        }
+    }
+
     /// Looks after the posted slice and posts the next one when that is done.
     fn step(&mut self, generation: &Generation) -> Result<TransferState, TransportError> {
         if let Some((request, pieces)) = &self.posted {
@@ -315,7 +345,9 @@ unsafe impl Transport for NixlTransport {
         let blob =
             generation.describe(offer.regions).inspect_err(|_| generation.deregister(offer.regions))?;
         generation.live += 1;
-        self.offers.insert(id, OpenOffer { generation: current, regions: offer.regions.to_vec() });
+        let (regions, key) = (offer.regions.to_vec(), offer.key.to_owned());
+        self.takers.add(&key, id);
+        self.offers.insert(id, OpenOffer { generation: current, regions, key });
         Ok((id, blob))
     }
 
@@ -331,7 +363,8 @@ unsafe impl Transport for NixlTransport {
             generation.deregister(&offer.regions);
             generation.live -= 1;
         }
-        if completed {
+        let let_go = self.takers.remove(&offer.key, id);
+        if completed || let_go {
             return Quiescence::Quiet;
         }
         self.mark_dirty(offer.generation);
@@ -391,6 +424,7 @@ unsafe impl Transport for NixlTransport {
         generation.register(transfer.local)?;
         generation.live += 1;
         let id = TransferId(self.id());
+        let next_sign = signs::is_ours(&peer.name).then(|| Instant::now() + signs::FIRST);
         let moving = Moving {
             generation: current,
             peer,
@@ -401,6 +435,7 @@ unsafe impl Transport for NixlTransport {
             posted: None,
             state: Phase::InProgress,
             counted: true,
+            next_sign,
         };
         self.transfers.insert(id, moving);
         // Posted by the first poll, which the driver does at once.
@@ -422,10 +457,17 @@ unsafe impl Transport for NixlTransport {
         };
         if let (Phase::InProgress, Some((request, pieces))) = (moving.state, &moving.posted) {
             match generation.in_progress(&moving.peer.name, request) {
-                Ok(true) => return Quiescence::Busy,
-                Ok(false) => moving.state = Phase::Complete,
+                Ok(true) => {
+                    moving.sign_of_life(generation);
+                    return Quiescence::Busy;
+                }
+                // The slice is; the rest is not posted any more.
+                Ok(false) => moving.state = Phase::FailedQuiet,
                 Err(_) => moving.state = failed_with(*pieces),
             }
+        }
+        if moving.state != Phase::Complete {
+            moving.give_up(generation);
         }
         if std::mem::take(&mut moving.counted) {
             generation.deregister(&moving.local);
@@ -446,8 +488,20 @@ unsafe impl Transport for NixlTransport {
     fn progress(&mut self, events: &mut Vec<TransportEvent>) -> bool {
         let before = events.len();
         for generation in self.generations.values_mut() {
-            let taken = generation.notifications();
-            events.extend(taken.into_iter().map(|(from, body)| TransportEvent::Notification { from, body }));
+            for (from, body) in generation.notifications() {
+                let Some((sign, key)) = Sign::parse(&body) else {
+                    events.push(TransportEvent::Notification { from, body });
+                    continue;
+                };
+                let over = self.takers.heard(&from, sign, key, Instant::now());
+                events.extend(over.map(|(id, error)| TransportEvent::OfferFailed { id, error }));
+            }
+        }
+        let now = Instant::now();
+        if now >= self.next_look {
+            self.next_look = now + signs::EVERY / 4;
+            let silent = self.takers.silent(now).into_iter();
+            events.extend(silent.map(|(id, error)| TransportEvent::OfferFailed { id, error }));
         }
         self.recycle();
         events.len() > before
