@@ -101,6 +101,7 @@ mod device;
 mod driver;
 mod dtype;
 mod error;
+mod fingerprint;
 pub mod layout;
 mod memory;
 mod op;

@@ -15,14 +15,16 @@ use nixl_sys::{
 
 use super::blob;
 use super::config::{NixlConfig, NixlProgress};
+use crate::fingerprint::{Fingerprint, Fingerprints};
 use crate::transport::TransportError;
 use crate::{Device, DeviceKind, OperationKind, Region};
 
 /// One agent and what hangs on it. Fields drop in this order: everything that points into the agent first.
 pub(super) struct Generation {
     registrations: HashMap<Region, Registration>,
-    /// Peers whose metadata is loaded, by name, with the blobs loaded for each.
-    peers: HashMap<String, HashSet<Vec<u8>>>,
+    /// Peers whose metadata is loaded, by name.
+    peers: HashMap<String, Loaded>,
+    fingerprints: Fingerprints,
     /// Peers that died in a way after which this agent can't load them, or a successor of their name.
     stuck: HashSet<String>,
     connection_blob: Option<Vec<u8>>,
@@ -44,10 +46,24 @@ pub(super) struct Posted {
     pub(super) in_progress: Result<bool, TransportError>,
 }
 
-/// Blobs loaded for one peer before it is loaded afresh. NIXL keeps what it learns of a peer's memory until
-/// the peer is unloaded, so a peer that offers new memory for ever would grow without end; loading afresh
-/// costs about 10 ms, which over this many blobs is not felt.
+/// What is loaded of one peer.
+#[derive(Debug, Default)]
+struct Loaded {
+    blobs: HashSet<Fingerprint>,
+    bytes: usize,
+}
+
+/// Blobs loaded of one peer, and their bytes, before it is loaded afresh. NIXL keeps what it learns of a peer's
+/// memory until the peer is unloaded, so a peer that offers new memory for ever would make it grow without end;
+/// loading afresh costs about 10 ms, which over this many blobs is not felt.
 const MAX_BLOBS: usize = 4096;
+const MAX_BLOB_BYTES: usize = 16 << 20;
+
+impl Loaded {
+    fn is_full(&self) -> bool {
+        self.blobs.len() >= MAX_BLOBS || self.bytes >= MAX_BLOB_BYTES
+    }
+}
 
 struct Registration {
     users: usize,
@@ -68,6 +84,7 @@ impl Generation {
         Ok(Self {
             registrations: HashMap::new(),
             peers: HashMap::new(),
+            fingerprints: Fingerprints::default(),
             stuck: HashSet::new(),
             connection_blob: None,
             incoming,
@@ -149,9 +166,12 @@ impl Generation {
     /// this name are in flight.
     pub(super) fn load(&mut self, name: &str, blob: &[u8], in_use: bool) -> Result<(), TransportError> {
         let is_known = self.peers.contains_key(name) || self.stuck.contains(name);
+        let fingerprint = self.fingerprints.of(blob);
         match self.peers.get(name) {
-            Some(blobs) if blobs.contains(blob) => return Ok(()),
-            Some(blobs) if blobs.len() >= MAX_BLOBS && !in_use => self.unload(name),
+            Some(loaded) if loaded.blobs.contains(&fingerprint) => return Ok(()),
+            Some(loaded) if loaded.is_full() && !in_use => self.unload(name),
+            // Never out of use, so never to be unloaded: the next agent begins afresh.
+            Some(loaded) if loaded.is_full() => drop(self.dirty_since.get_or_insert_with(Instant::now)),
             _ => {}
         }
         let loaded = match self.agent.load_remote_md(blob) {
@@ -166,7 +186,9 @@ impl Generation {
         };
         match loaded {
             Ok(loaded) if loaded == name => {
-                self.peers.entry(loaded).or_default().insert(blob.to_vec());
+                let loaded = self.peers.entry(loaded).or_default();
+                loaded.blobs.insert(fingerprint);
+                loaded.bytes += blob.len();
                 Ok(())
             }
             Ok(loaded) => {

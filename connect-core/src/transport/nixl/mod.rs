@@ -16,6 +16,7 @@ mod agent;
 mod blob;
 mod config;
 mod library;
+mod reach;
 mod signs;
 
 use std::collections::HashMap;
@@ -24,11 +25,12 @@ use std::sync::Arc;
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use agent::{Generation, memory_type};
-use blob::{Blob, RemoteRegion};
+use agent::Generation;
+use blob::Blob;
 pub use config::{NixlConfig, NixlProgress};
 pub use library::{candidates, load, plugins};
 use nixl_sys::XferRequest;
+use reach::Reach;
 use signs::{Sign, Takers};
 
 use super::{
@@ -70,7 +72,7 @@ pub struct NixlTransport {
 struct Peer {
     name: String,
     blob: Vec<u8>,
-    regions: Vec<RemoteRegion>,
+    reach: Reach,
 }
 
 struct OpenOffer {
@@ -398,12 +400,12 @@ unsafe impl Transport for NixlTransport {
                     .to_owned(),
             ));
         }
-        let name = agent.to_owned();
+        let (name, reach) = (agent.to_owned(), Reach::new(&regions));
         let current = self.current_generation()?;
         let in_use = self.is_in_use(&name);
         self.generations.get_mut(&current).ok_or_else(unknown_transfer)?.load(&name, blob, in_use)?;
         let id = PeerId(self.id());
-        self.peers.insert(id, Rc::new(Peer { name: name.clone(), blob: blob.to_vec(), regions }));
+        self.peers.insert(id, Rc::new(Peer { name: name.clone(), blob: blob.to_vec(), reach }));
         Ok((id, name))
     }
 
@@ -526,11 +528,7 @@ unsafe impl Transport for NixlTransport {
 }
 
 fn check_covered(peer: &Peer, remote: &[Region]) -> Result<(), TransportError> {
-    let uncovered = remote.iter().position(|region| {
-        let (kind, device) = (memory_type(region.device()) as u32, u64::from(region.device().id()));
-        !Blob::covers(&peer.regions, kind, region.addr(), region.len(), device)
-    });
-    match uncovered {
+    match remote.iter().position(|region| !peer.reach.covers(region)) {
         None => Ok(()),
         Some(index) => Err(TransportError::Protocol(format!(
             "descriptor {index} lies outside the memory that {} made reachable",
