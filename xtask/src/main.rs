@@ -10,6 +10,7 @@ mod env;
 mod layout;
 mod process;
 mod setup;
+mod step;
 mod verify;
 
 use anyhow::Result;
@@ -43,9 +44,9 @@ enum Command {
     /// Move a checkpoint between two processes and show how fast it went
     Demo(demo::Args),
     /// Run everything CI runs, each step with its time
-    Test(check::Args),
+    Test(step::Args),
     /// Run the long checks: more schedules, more kills, more random layouts
-    Verify(verify::Args),
+    Verify(step::Args),
     /// Compare with the Python original, side by side on this machine
     Bench(bench::Args),
 }
@@ -59,8 +60,8 @@ fn main() -> Result<()> {
         Command::Setup(args) => setup::run(&args),
         Command::Env => env::run(),
         Command::Demo(args) => demo::run(&args),
-        Command::Test(args) => check::run(&args),
-        Command::Verify(args) => verify::run(&args),
+        Command::Test(args) => step::run(check::STEPS, &args),
+        Command::Verify(args) => step::run(verify::STEPS, &args),
         Command::Bench(args) => bench::run(&args),
     }
 }

@@ -1,37 +1,37 @@
-//! `cargo xtask verify`: the same tests, long and often enough to find what is rare.
+//! `cargo xtask verify`: long enough to find what is rare.
 
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::cargo::{cargo, require_peers};
-use crate::process;
-use crate::setup::{self, Group};
+use crate::setup::Group;
+use crate::step::{Outcome, Step, counted};
 
 /// Random cases for each property, where `cargo test` takes 256. What 256 cases miss has shown within a few
 /// thousand.
 const CASES: u32 = 20_000;
 
-/// Which tests.
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    /// How often the tests that race are run
-    #[arg(long, default_value_t = 10)]
-    rounds: u32,
+/// How often the tests that race are run; each round meets other interleavings.
+const ROUNDS: u32 = 10;
+
+/// All steps.
+pub(crate) const STEPS: &[Step] = &[
+    Step { name: "properties", what: "every property, 20,000 cases", needs: &Group::ALL, run: properties },
+    Step { name: "races", what: "the tests that race, ten times", needs: &Group::ALL, run: races },
+];
+
+fn properties(outcome: &mut Outcome) -> Result<()> {
+    let mut tests = tests(&["connect-core", "connect-tests"]);
+    counted(tests.env("PROPTEST_CASES", CASES.to_string()), outcome)
 }
 
-/// The command.
-pub(crate) fn run(args: &Args) -> Result<()> {
-    println!("The long checks take 10 min or more on two cores, after the build.");
-    setup::ensure(&Group::ALL)?;
-    process::run(tests(&["connect-core", "connect-tests"]).env("PROPTEST_CASES", CASES.to_string()))?;
-    // Operations that are dropped, refused and cut off at every moment, and processes that end: each round
-    // meets other interleavings.
-    for round in 1..=args.rounds {
-        println!("=== round {round} of {} ===", args.rounds);
+fn races(outcome: &mut Outcome) -> Result<()> {
+    for round in 1..=ROUNDS {
+        println!("--- round {round} of {ROUNDS} ---");
         let mut racing = tests(&["connect-tests"]);
         racing.args(["--test", "drops", "--test", "hostile_metadata", "--test", "conformance"]);
-        process::run(&mut racing).with_context(|| format!("in round {round}"))?;
+        counted(&mut racing, outcome).with_context(|| format!("in round {round}"))?;
     }
     Ok(())
 }

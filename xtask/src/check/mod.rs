@@ -1,117 +1,180 @@
-//! `cargo xtask test`: what CI runs, as named steps, the quick ones first.
+//! `cargo xtask test`: what CI runs.
 
 mod licences;
 mod reasons;
 mod spdx;
-mod steps;
 
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-use crate::setup;
-use steps::{Outcome, STEPS, Step};
+use crate::cargo::{cargo, require_peers};
+use crate::demo;
+use crate::process;
+use crate::setup::Group;
+use crate::step::{Outcome, Step, counted};
 
-/// Which steps.
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    /// Only these steps, by name
-    #[arg(long, value_name = "STEP", value_delimiter = ',')]
-    only: Vec<String>,
-    /// Go on after a step that failed
-    #[arg(long)]
-    keep_going: bool,
-    /// Only show the steps
-    #[arg(long)]
-    list: bool,
+/// The members that have the feature `nixl`.
+const NIXL_MEMBERS: [&str; 4] = ["connect-core", "connect-examples", "connect-tests", "connect-benches"];
+
+/// What goes to crates.io.
+const LIBRARIES: [&str; 3] = ["connect-core", "connect-candle", "connect-tch"];
+
+/// All steps, the quick ones and those that most often fail first.
+pub(crate) const STEPS: &[Step] = &[
+    Step { name: "fmt", what: "the code is formatted", needs: &[], run: fmt },
+    Step {
+        name: "reasons",
+        what: "every dependency says why it is there",
+        needs: &[],
+        run: |_| reasons::check(),
+    },
+    Step {
+        name: "licences",
+        what: "every dependency's licence is on deny.toml's list",
+        needs: &[],
+        run: |_| licences::check(),
+    },
+    Step { name: "clippy", what: "no lint fires in what a plain build touches", needs: &[], run: clippy },
+    Step { name: "test", what: "tests of a plain build: no NIXL, Python or libtorch", needs: &[], run: test },
+    Step {
+        name: "setup",
+        what: "everything the registries hold is there and works",
+        needs: &Group::ALL,
+        run: |_| Ok(()),
+    },
+    Step { name: "clippy-nixl", what: "no lint fires with NIXL", needs: &[Group::Nixl], run: clippy_nixl },
+    Step {
+        name: "clippy-tch",
+        what: "no lint fires in connect-tch",
+        needs: &[Group::Torch],
+        run: clippy_tch,
+    },
+    Step {
+        name: "doc",
+        what: "the docs build without warnings",
+        needs: &[Group::Nixl, Group::Torch],
+        run: doc,
+    },
+    Step {
+        name: "test-nixl",
+        what: "tests with NIXL and the Python original",
+        needs: &Group::ALL,
+        run: test_nixl,
+    },
+    Step { name: "test-tch", what: "tests of connect-tch", needs: &[Group::Torch], run: test_tch },
+    Step {
+        name: "package",
+        what: "the library crates package and build from it",
+        needs: &[Group::Torch],
+        run: package,
+    },
+    Step {
+        name: "demo",
+        what: "the demo, embedded",
+        needs: demo::needs(false, false),
+        run: |_| demo(false, false),
+    },
+    Step {
+        name: "demo-nixl",
+        what: "the demo over NIXL",
+        needs: demo::needs(true, false),
+        run: |_| demo(true, false),
+    },
+    Step {
+        name: "demo-python",
+        what: "the demo with Python",
+        needs: demo::needs(true, true),
+        run: |_| demo(true, true),
+    },
+    Step { name: "doctor", what: "the doctor examines this machine", needs: &[Group::Nixl], run: doctor },
+];
+
+fn fmt(_: &mut Outcome) -> Result<()> {
+    process::run(cargo("fmt").args(["--all", "--check"]))
 }
 
-/// What became of a step.
-enum End {
-    Passed(Outcome),
-    Failed(Outcome),
-    NotRun,
+fn clippy(_: &mut Outcome) -> Result<()> {
+    lint(&[])
 }
 
-/// The command.
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let chosen = choose(&args.only)?;
-    if args.list {
-        for step in chosen {
-            println!("{:<12} {}", step.name, step.what);
-        }
-        return Ok(());
-    }
-    let mut ends = Vec::new();
-    let mut failed = false;
-    for (index, step) in chosen.iter().enumerate() {
-        if failed && !args.keep_going {
-            ends.push((*step, End::NotRun, Duration::ZERO));
-            continue;
-        }
-        println!("\n=== {}/{} {}: {} ===", index + 1, chosen.len(), step.name, step.what);
-        let started = Instant::now();
-        let end = run_step(step);
-        failed |= !matches!(end, End::Passed(_));
-        println!("=== {} took {} ===", step.name, seconds(started.elapsed()));
-        ends.push((*step, end, started.elapsed()));
-    }
-    report(&ends)
+fn clippy_nixl(_: &mut Outcome) -> Result<()> {
+    lint(&with_nixl(&NIXL_MEMBERS))
 }
 
-fn choose(only: &[String]) -> Result<Vec<&'static Step>> {
-    if let Some(unknown) = only.iter().find(|name| !STEPS.iter().any(|step| step.name == **name)) {
-        let names: Vec<&str> = STEPS.iter().map(|step| step.name).collect();
-        bail!("there is no step {unknown}; there are {}", names.join(", "));
-    }
-    Ok(STEPS.iter().filter(|step| only.is_empty() || only.iter().any(|name| name == step.name)).collect())
+fn clippy_tch(_: &mut Outcome) -> Result<()> {
+    lint(&["--package", "connect-tch"])
 }
 
-fn run_step(step: &Step) -> End {
-    let mut outcome = Outcome::default();
-    match setup::ensure(step.needs).and_then(|_| (step.run)(&mut outcome)) {
-        Ok(()) => End::Passed(outcome),
-        Err(error) => {
-            eprintln!("\n{} failed: {error:#}", step.name);
-            End::Failed(outcome)
-        }
-    }
+fn lint(selection: &[&str]) -> Result<()> {
+    // Warnings become errors behind the --, where they don't change how dependencies are compiled.
+    process::run(
+        cargo("clippy").args(["--locked", "--all-targets"]).args(selection).args(["--", "-D", "warnings"]),
+    )
 }
 
-/// Prints the closing table; fails if any step failed.
-fn report(ends: &[(&Step, End, Duration)]) -> Result<()> {
-    println!("\n{:<12} {:<8} {:>9}  tests", "step", "result", "time");
-    let (mut passed, mut failed) = (0, 0);
-    for (step, end, time) in ends {
-        let (word, outcome) = match end {
-            End::Passed(outcome) => ("passed", outcome),
-            End::Failed(outcome) => ("FAILED", outcome),
-            End::NotRun => ("not run", &Outcome::default()),
-        };
-        // A step without tests of its own counts as one check; one that failed counts even if all its tests passed.
-        match end {
-            End::Passed(outcome) => passed += outcome.passed.max(1),
-            End::Failed(outcome) => {
-                passed += outcome.passed;
-                failed += outcome.failed.max(1);
-            }
-            End::NotRun => {}
-        }
-        println!("{:<12} {word:<8} {:>9}  {}", step.name, seconds(*time), outcome.summary());
-    }
-    let total: Duration = ends.iter().map(|(_, _, time)| *time).sum();
-    println!("{:<12} {:<8} {:>9}\n", "total", "", seconds(total));
-    println!("{passed} passed, {failed} failed");
-    if failed > 0 {
-        // The failures are above, each where it happened.
-        std::process::exit(1);
+fn doc(_: &mut Outcome) -> Result<()> {
+    for selection in [&[][..], &with_nixl(&["connect-core"]), &["--package", "connect-tch"]] {
+        let mut cargo = cargo("doc");
+        process::run(
+            cargo.args(["--locked", "--no-deps"]).args(selection).env("RUSTDOCFLAGS", "-D warnings"),
+        )?;
     }
     Ok(())
 }
 
-fn seconds(time: Duration) -> String {
-    match time.as_secs() {
-        seconds @ 60.. => format!("{} min {:02} s", seconds / 60, seconds % 60),
-        _ => format!("{:.1} s", time.as_secs_f64()),
+fn test(outcome: &mut Outcome) -> Result<()> {
+    counted(&mut tests(&[]), outcome)
+}
+
+fn test_nixl(outcome: &mut Outcome) -> Result<()> {
+    // Criterion's benches have nothing that NIXL changes.
+    let members = ["connect-core", "connect-examples", "connect-tests"];
+    counted(require_peers(&mut tests(&with_nixl(&members))), outcome)
+}
+
+fn test_tch(outcome: &mut Outcome) -> Result<()> {
+    counted(&mut tests(&["--package", "connect-tch"]), outcome)
+}
+
+fn tests(selection: &[&str]) -> Command {
+    let mut cargo = cargo("test");
+    cargo.args(["--locked", "--no-fail-fast"]).args(selection);
+    cargo
+}
+
+fn package(_: &mut Outcome) -> Result<()> {
+    let mut cargo = cargo("package");
+    // Whoever works on a change has files that are not committed; in CI there are none.
+    // A package is built outside the workspace and so without its profiles, and would compile all its dependencies
+    // anew. Read as configuration, the manifest gives it the same profiles, and what the tests built is reused.
+    cargo.args(["--locked", "--allow-dirty", "--config", "Cargo.toml"]);
+    for name in LIBRARIES {
+        cargo.args(["--package", name]);
     }
+    process::run(&mut cargo)
+}
+
+fn demo(nixl: bool, python: bool) -> Result<()> {
+    // Large enough to be cut into slices, small enough for a slow machine.
+    let small = ["--size-mb".to_owned(), "32".to_owned()];
+    process::run(&mut demo::command(nixl, python, &small))
+}
+
+fn doctor(_: &mut Outcome) -> Result<()> {
+    process::run(cargo("run").args([
+        "--release",
+        "--package",
+        "connect-examples",
+        "--features",
+        "nixl",
+        "--bin",
+        "doctor",
+    ]))
+}
+
+/// Selects these members with the feature `nixl`.
+fn with_nixl(members: &[&'static str]) -> Vec<&'static str> {
+    let packages = members.iter().flat_map(|name| ["--package", *name]);
+    packages.chain(["--features", "nixl"]).collect()
 }
