@@ -9,6 +9,7 @@ mod demo;
 mod env;
 mod layout;
 mod process;
+mod promises;
 mod setup;
 mod step;
 mod verify;
@@ -47,6 +48,8 @@ enum Command {
     Test(step::Args),
     /// Run the long checks: more schedules, more kills, more random layouts
     Verify(step::Args),
+    /// Write the list of the promises' tests into docs/reliability.md
+    Promises,
     /// Compare with the Python original, side by side on this machine
     Bench(bench::Args),
 }
@@ -62,6 +65,7 @@ fn main() -> Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => step::run(check::STEPS, &args),
         Command::Verify(args) => step::run(verify::STEPS, &args),
+        Command::Promises => promises::write(),
         Command::Bench(args) => bench::run(&args),
     }
 }

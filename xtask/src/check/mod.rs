@@ -11,6 +11,7 @@ use anyhow::Result;
 use crate::cargo::{cargo, require_peers};
 use crate::demo;
 use crate::process;
+use crate::promises;
 use crate::setup::Group;
 use crate::step::{Outcome, Step, counted};
 
@@ -34,6 +35,12 @@ pub(crate) const STEPS: &[Step] = &[
         what: "every dependency's licence is on deny.toml's list",
         needs: &[],
         run: |_| licences::check(),
+    },
+    Step {
+        name: "promises",
+        what: "docs/reliability.md lists the tests there are",
+        needs: &[],
+        run: |_| promises::check(),
     },
     Step { name: "clippy", what: "no lint fires in what a plain build touches", needs: &[], run: clippy },
     Step { name: "test", what: "tests of a plain build: no NIXL, Python or libtorch", needs: &[], run: test },
