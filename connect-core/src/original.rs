@@ -100,7 +100,7 @@
 //! | D10 | a torn target looks like any other | it comes back on success only as [`Received`]; with a failure its content is unspecified, and [`Recovered`] says so |
 //! | D11 | a passive wait never ends | [`Deadline`], `d11_passive_wait_has_deadline` |
 //! | D12 | passive operations can't be cancelled | [`cancel`](ReadableOperation::cancel), or drop it |
-//! | D13 | a failed reader tells nobody | partly: the deadline ends the wait; over `local` an offer whose reader died can be taken again. Nothing is sent to the passive side |
+//! | D13 | a failed reader tells nobody | the passive side hears of it at once, from peers of this library: `p2_an_offer_hears_that_its_reader_gave_up`. A Python reader tells nobody; there the deadline ends the wait |
 //! | D14 | errors are never reported as a status, and skip the clean-up | [`Error`], final states: `d14_peer_killed_is_a_typed_error_and_status_is_final` |
 //! | D15 | one notification that is not UTF-8 breaks all | `d15_non_utf8_notification_harms_nobody` |
 //! | D16 | notifications pile up and are scanned each time | a map from key to operation: `d16_foreign_notifications_are_not_kept` |
@@ -111,7 +111,7 @@
 //! | D21 | races between using and removing a peer | one thread owns all peers: `driver/peers.rs` |
 //! | D22 | an agent without locks, used from many threads | one thread owns the agent: the driver |
 //! | D23 | no `close()` | [`Connector::shutdown`] |
-//! | D24 | no liveness | partly: `local` sees a peer's end on its socket. NIXL can't; leases with heartbeats come with KV caches |
+//! | D24 | no liveness | `local` sees a peer's end on its socket at once; over NIXL peers of this library say that they live, and 5 s of silence end the wait: `p2_an_offer_hears_that_its_reader_died`. Python peers are silent |
 //! | D25 | a document holds keys of all registered memory | one operation's only: `d25_metadata_does_not_grow_with_what_else_is_registered`, `p8_metadata_holds_its_own_operation_s_regions_only` |
 //! | D26 | accepts kinds, addresses and devices that can't be | `d26_a_document_that_the_original_would_take_is_refused_by_field`, `d26_addresses_outside_what_the_peer_registered_are_refused` |
 //! | D27 | a document can be used again and never expires | `local`: taken once. NIXL: partly, until its agent is gone: `d27_a_replayed_document_completes_nothing_twice` |

@@ -482,10 +482,10 @@ fn memory_that_can_t_be_used_is_refused_by_name(lab: &Lab) -> Result<()> {
     assert!(is_empty(b.begin_write(Vec::<Descriptor>::new(), writable.metadata()).wait().unwrap_err()));
 
     // The same bytes twice as targets.
-    let buffer = Box::leak(vec![0u8; 100].into_boxed_slice());
+    let buffer = vec![0u8; 100];
     let twice = || {
         let addr = buffer.as_ptr() as u64;
-        // SAFETY: the buffer lives for ever; two descriptors of it break the contract of exclusive access,
+        // SAFETY: the buffer outlives both connectors' operations; two descriptors of it break the contract of exclusive access,
         // and that they are refused before anybody writes is what is tested.
         let first = unsafe { DescriptorMut::from_raw_parts(connect_core::Device::CPU, addr, 60, ()) };
         // SAFETY: as above.

@@ -1,12 +1,18 @@
-//! Which engine NIXL uses: chosen by name, with parameters, and said in the report.
+//! Which engine NIXL uses, chosen by name and said in the report; and how long its agents live.
 #![cfg(feature = "nixl")]
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
 use connect_core::transport::TransportError;
 use connect_core::transport::nixl::NixlConfig;
-use connect_core::{Connector, Error};
-use connect_tests::require;
+use connect_core::{Connector, Error, Failed, RdmaMetadata};
+use connect_tests::lab::PATIENCE;
+use connect_tests::process::eventually;
+use connect_tests::{pattern, require};
 
-fn build(config: NixlConfig) -> Result<Connector, Error> {
+fn build(config: NixlConfig) -> std::result::Result<Connector, Error> {
     Connector::builder().nixl(config).build()
 }
 
@@ -49,4 +55,37 @@ fn a_backend_that_is_not_there_is_an_error_that_lists_those_that_are() {
     let error = build(NixlConfig::default().backend("NOPE")).expect_err("there is no such plugin");
     let message = error.to_string();
     assert!(message.contains("NOPE") && message.contains("UCX"), "{message}");
+}
+
+/// P8: NIXL takes no document back, but with the agent that made it all of its documents end.
+#[test]
+fn p8_a_document_ends_with_the_lifetime_of_its_agent() -> Result<()> {
+    if !require::nixl() {
+        return Ok(());
+    }
+    let lifetime = Duration::from_millis(300);
+    let a = Connector::builder().nixl(NixlConfig::default().agent_lifetime(lifetime)).build()?;
+    let b = Connector::builder().nixl(NixlConfig::default()).build()?;
+    let content = Arc::new(pattern::bytes(5000, 1));
+    let read = |metadata: &RdmaMetadata| {
+        let read = b.begin_read(metadata, vec![0u8; 5000]).wait()?;
+        Ok::<_, Failed<_>>(read.wait_for_completion().wait()?.memory)
+    };
+    // One that stays open, and so keeps its agent for as long.
+    let open = a.create_readable(Arc::clone(&content)).wait()?;
+    let taken = a.create_readable(Arc::clone(&content)).wait()?;
+    pattern::check(&read(taken.metadata())?, 1);
+    let replayed = taken.metadata().clone();
+    taken.wait_for_completion().wait()?;
+    std::thread::sleep(lifetime * 3);
+    pattern::check(&read(open.metadata())?, 1);
+    open.wait_for_completion().wait()?;
+
+    let gone = || read(&replayed).is_err();
+    assert!(eventually(PATIENCE, gone), "the document is still good");
+    // New offers are as good as ever.
+    let fresh = a.create_readable(Arc::clone(&content)).wait()?;
+    pattern::check(&read(fresh.metadata())?, 1);
+    fresh.wait_for_completion().wait()?;
+    Ok(())
 }

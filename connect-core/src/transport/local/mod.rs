@@ -9,7 +9,7 @@
 //!
 //! Whoever owns a target writes it: a reader copies from the offering process, and the process that offers a
 //! target copies from the writer. A process that is stopped or killed at any moment can't damage another's
-//! memory, and an offer whose peer died can be tried again.
+//! memory, and whoever offered something hears at once that its taker died or gave up.
 //!
 //! # What an offer allows
 //! The notification key is the capability: a request must name it, with the same regions and direction, and an

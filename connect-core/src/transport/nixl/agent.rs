@@ -6,7 +6,7 @@
 //! is such an offer's memory quiet (P1, P8).
 
 use std::collections::{HashMap, HashSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nixl_sys::{
     Agent, AgentConfig, Backend, MemType, MemoryRegion, NixlDescriptor, NixlError, NotificationMap, OptArgs,
@@ -34,8 +34,10 @@ pub(super) struct Generation {
     name: String,
     /// Offers and transfers that live on it.
     pub(super) live: usize,
-    /// Since when it is to be replaced: an offer ended without being known to be quiet, or a peer is stuck.
+    /// Since when it is to be replaced: an offer ended without being known to be quiet, a peer is stuck, or it is
+    /// old.
     pub(super) dirty_since: Option<Instant>,
+    created: Instant,
 }
 
 /// A request that was handed to the engine.
@@ -93,7 +95,15 @@ impl Generation {
             name,
             live: 0,
             dirty_since: None,
+            created: Instant::now(),
         })
+    }
+
+    /// Marks it to be replaced if it is older than this.
+    pub(super) fn age(&mut self, lifetime: Duration) {
+        if self.dirty_since.is_none() && self.created.elapsed() >= lifetime {
+            self.dirty_since = Some(self.created);
+        }
     }
 
     pub(super) fn name(&self) -> &str {

@@ -25,6 +25,7 @@ pub struct NixlConfig {
     pub(super) backend: String,
     pub(super) params: BTreeMap<String, String>,
     pub(super) progress: NixlProgress,
+    pub(super) agent_lifetime: Option<Duration>,
 }
 
 /// Who drives NIXL, so that peers are answered.
@@ -49,6 +50,7 @@ impl Default for NixlConfig {
             backend: "UCX".to_owned(),
             params: BTreeMap::new(),
             progress: NixlProgress::Driver,
+            agent_lifetime: None,
         }
     }
 }
@@ -75,6 +77,17 @@ impl NixlConfig {
     /// Who drives NIXL; [`NixlProgress::Driver`] unless set.
     pub fn progress(mut self, progress: NixlProgress) -> Self {
         self.progress = progress;
+        self
+    }
+
+    /// Retires the connector's agent at this age; never unless set.
+    ///
+    /// NIXL can't take one document back: a peer that keeps it can use it again for as long as the agent lives, also
+    /// after its operation completed, and over TCP such a read ends this process if the memory was unmapped
+    /// meanwhile. With an agent's end all of its documents end. Operations that are open keep their agent; new
+    /// ones go to the next, which costs 40 ms once.
+    pub fn agent_lifetime(mut self, lifetime: Duration) -> Self {
+        self.agent_lifetime = Some(lifetime);
         self
     }
 

@@ -10,6 +10,8 @@
 //!   offer that ends without it is not known to be quiet; its memory stays parked until this connector's
 //!   agent is replaced, which happens as soon as nothing else needs the old one.
 //! * A posted transfer can't be called back. Cancelling waits for it, and parks its memory meanwhile.
+//! * A document can be used again while its agent lives, also after its operation completed;
+//!   [`NixlConfig::agent_lifetime`] bounds that time.
 //! * Its errors do not tell a lost peer from other failures of a posted request.
 
 mod agent;
@@ -150,6 +152,12 @@ impl NixlTransport {
     /// Retires the current generation when some of its memory is not quiet, and destroys those that nothing
     /// needs any more.
     fn recycle(&mut self) {
+        let lifetime = self.config.agent_lifetime;
+        if let Some(current) = self.current
+            && let Some(generation) = self.generations.get_mut(&current)
+        {
+            lifetime.inspect(|lifetime| generation.age(*lifetime));
+        }
         if let Some(current) = self.current
             && let Some(generation) = self.generations.get(&current)
             && let Some(since) = generation.dirty_since
