@@ -1,5 +1,9 @@
 //! `cargo xtask verify`: long enough to find what is rare.
 
+mod checkers;
+mod mutants;
+mod mutations;
+
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -19,6 +23,19 @@ const ROUNDS: u32 = 10;
 pub(crate) const STEPS: &[Step] = &[
     Step { name: "properties", what: "every property, 20,000 cases", needs: &Group::ALL, run: properties },
     Step { name: "races", what: "the tests that race, ten times", needs: &Group::ALL, run: races },
+    Step {
+        name: "asan",
+        what: "the embedded transport under AddressSanitizer",
+        needs: &[],
+        run: checkers::asan,
+    },
+    Step { name: "valgrind", what: "what has threads under valgrind", needs: &[], run: checkers::valgrind },
+    Step {
+        name: "mutants",
+        what: "each protection taken out, and its test must fail",
+        needs: &Group::ALL,
+        run: mutants::run,
+    },
 ];
 
 fn properties(outcome: &mut Outcome) -> Result<()> {

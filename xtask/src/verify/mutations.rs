@@ -1,0 +1,235 @@
+//! What the mutants change: for each historical bug and each protection, the lines that hold it, without it.
+
+/// A protection taken out, and who must notice.
+pub(super) struct Mutant {
+    /// The bug or the promise: `nixl #2044`, `D15`, `P7`.
+    pub(super) of: &'static str,
+    /// What is taken out.
+    pub(super) what: &'static str,
+    pub(super) edits: &'static [Edit],
+    pub(super) package: &'static str,
+    /// Cargo's selection of the test program.
+    pub(super) target: &'static [&'static str],
+    /// The test, with its path.
+    pub(super) test: &'static str,
+}
+
+/// Lines, and others in their place.
+pub(super) struct Edit {
+    pub(super) file: &'static str,
+    pub(super) find: &'static str,
+    pub(super) replace: &'static str,
+}
+
+const NIXL: &str = "connect-core/src/transport/nixl/mod.rs";
+const AGENT: &str = "connect-core/src/transport/nixl/agent.rs";
+const GRANT: &str = "connect-core/src/transport/local/grant.rs";
+const LIB: &[&str] = &["--lib"];
+
+/// All of them.
+pub(super) const MUTANTS: &[Mutant] = &[
+    Mutant {
+        of: "P1, nixl #2044, D7",
+        what: "a transfer that is given up in flight counts as quiet",
+        edits: &[Edit {
+            file: NIXL,
+            find: "                    moving.sign_of_life(generation);\n                    return Quiescence::Busy;",
+            replace: "                    return Quiescence::Quiet;",
+        }],
+        package: "connect-tests",
+        target: &["--test", "drops"],
+        test: "nixl::p1_memory_dropped_in_flight_is_not_touched_afterwards",
+    },
+    Mutant {
+        of: "P1, vLLM #56104, D7",
+        what: "a request of which one piece failed counts as quiet",
+        edits: &[Edit {
+            file: NIXL,
+            find: "if pieces <= 1 { Phase::FailedQuiet } else { Phase::FailedUnknown }",
+            replace: "if pieces <= usize::MAX { Phase::FailedQuiet } else { Phase::FailedUnknown }",
+        }],
+        package: "connect-tests",
+        target: &["--test", "original_defects"],
+        test: "d7_d14_memory_of_many_pieces_comes_free_only_when_it_is_quiet",
+    },
+    Mutant {
+        of: "P4, nixl #2051, D20",
+        what: "agents are called after their worker alone",
+        edits: &[Edit {
+            file: "connect-core/src/transport/nixl/signs.rs",
+            find: "format!(\"{worker_id}-{incarnation}-r{number}\")",
+            replace: "format!(\"{worker_id}{}-r{number}\", &incarnation[..0])",
+        }],
+        package: "connect-tests",
+        target: &["--test", "original_defects"],
+        test: "d20_a_restarted_peer_of_the_same_name_is_served_while_operations_of_the_old_one_live",
+    },
+    Mutant {
+        of: "P3, nixl #252",
+        what: "the notification goes with the first slice and not with the last",
+        edits: &[Edit {
+            file: NIXL,
+            find: "let key = is_last.then_some(self.key.as_str());",
+            replace: "let key = (before == (0, 0)).then_some(self.key.as_str());",
+        }],
+        package: "connect-tests",
+        target: &["--test", "promises"],
+        test: "nixl::p3_what_is_complete_is_there_to_be_read",
+    },
+    Mutant {
+        of: "P7, nixl #349",
+        what: "of the notifications that arrive together the first is taken",
+        edits: &[Edit {
+            file: AGENT,
+            find: "taken.extend(bodies.map(|body| (sender.to_owned(), body)));",
+            replace: "taken.extend(bodies.map(|body| (sender.to_owned(), body)).take(1));",
+        }],
+        package: "connect-tests",
+        target: &["--test", "notifications"],
+        test: "p7_what_queued_up_behind_a_flood_is_not_lost",
+    },
+    Mutant {
+        of: "P7, D15",
+        what: "notifications that are not text spoil those that are",
+        edits: &[Edit {
+            file: AGENT,
+            find: "        // The map only ever grows, and offers no way to clear it.",
+            replace: "        if taken.iter().any(|(_, body)| std::str::from_utf8(body).is_err()) {\n            taken.clear();\n        }",
+        }],
+        package: "connect-tests",
+        target: &["--test", "original_defects"],
+        test: "d15_non_utf8_notification_harms_nobody",
+    },
+    Mutant {
+        of: "P1, D16",
+        what: "notifications that nobody waits for are kept",
+        edits: &[Edit {
+            file: AGENT,
+            find: "        // The map only ever grows, and offers no way to clear it.",
+            replace: "        std::mem::forget(taken.clone());",
+        }],
+        package: "connect-tests",
+        target: &["--test", "notifications"],
+        test: "p7_a_flood_reaches_nobody_and_keeps_nobody_waiting",
+    },
+    Mutant {
+        of: "P8, D4",
+        what: "an offer that is withdrawn counts as quiet, and its agent lives on",
+        edits: &[Edit {
+            file: NIXL,
+            find: "        if completed || let_go {",
+            replace: "        if completed || let_go || self.next_id > 0 {",
+        }],
+        package: "connect-tests",
+        target: &["--test", "original_defects"],
+        test: "d4_stale_metadata_reads_nothing_once_the_memory_was_given_up",
+    },
+    Mutant {
+        of: "D8",
+        what: "the first operation to end deregisters what others still use",
+        edits: &[Edit {
+            file: AGENT,
+            find: "                if registration.users == 0 {",
+            replace: "                if registration.users < usize::MAX {",
+        }],
+        package: "connect-tests",
+        target: &["--test", "original_defects"],
+        test: "d8_shared_descriptor_stays_registered",
+    },
+    Mutant {
+        of: "P5, D26",
+        what: "ranges outside the peer's regions are let through",
+        edits: &[Edit {
+            file: "connect-core/src/transport/nixl/reach.rs",
+            find: "(last.memory_type, last.device) == place && range.end() <= last.furthest",
+            replace: "(last.memory_type, last.device) == place || range.end() <= last.furthest",
+        }],
+        package: "connect-core",
+        target: LIB,
+        test: "transport::nixl::reach::tests::p5_the_sorted_search_says_what_a_plain_one_says",
+    },
+    Mutant {
+        of: "P8, D25",
+        what: "a document carries the keys to everything that is registered",
+        edits: &[Edit {
+            file: AGENT,
+            find: "        match blob::splice(connection, &self.partial_blob(regions)?) {",
+            replace: "        match blob::splice(connection, &self.partial_blob(regions)?).filter(|blob| blob.is_empty()) {",
+        }],
+        package: "connect-tests",
+        target: &["--test", "original_defects"],
+        test: "d25_metadata_does_not_grow_with_what_else_is_registered",
+    },
+    Mutant {
+        of: "P8, D27",
+        what: "agents outlive the lifetime that was set",
+        edits: &[Edit {
+            file: AGENT,
+            find: "if self.dirty_since.is_none() && self.created.elapsed() >= lifetime {",
+            replace: "if self.dirty_since.is_none() && self.created.elapsed() >= lifetime * 10_000 {",
+        }],
+        package: "connect-tests",
+        target: &["--test", "nixl_backend"],
+        test: "p8_a_document_ends_with_the_lifetime_of_its_agent",
+    },
+    Mutant {
+        of: "P2, D13",
+        what: "over NIXL nobody says that it gave up",
+        edits: &[Edit {
+            file: NIXL,
+            find: "        if self.next_sign.take().is_some() {",
+            replace: "        if self.next_sign.take().is_some_and(|_| false) {",
+        }],
+        package: "connect-tests",
+        target: &["--test", "liveness"],
+        test: "nixl::p2_an_offer_hears_that_its_reader_gave_up",
+    },
+    Mutant {
+        of: "P2, D10, D24",
+        what: "over NIXL silence means nothing",
+        edits: &[Edit {
+            file: NIXL,
+            find: "            let silent = self.takers.silent(now).into_iter();",
+            replace: "            let silent = self.takers.silent(self.next_look - signs::EVERY).into_iter().take(0);",
+        }],
+        package: "connect-tests",
+        target: &["--test", "liveness"],
+        test: "nixl::p2_an_offer_hears_that_its_reader_died",
+    },
+    Mutant {
+        of: "P2, D10, D13, D24",
+        what: "over local nobody hears of a taker that died",
+        edits: &[Edit {
+            file: GRANT,
+            find: "if self.open.get(&id).is_some_and(|offered| !offered.ended) {",
+            replace: "if self.open.get(&id).is_some_and(|offered| offered.ended) {",
+        }],
+        package: "connect-tests",
+        target: &["--test", "liveness"],
+        test: "local::p2_an_offer_hears_that_its_writer_died",
+    },
+    Mutant {
+        of: "P8",
+        what: "over local an offer can be taken twice",
+        edits: &[Edit {
+            file: GRANT,
+            find: "        offered.state = State::Taken;\n        self.by_key.remove(&offered.key);",
+            replace: "        offered.state = State::Open;",
+        }],
+        package: "connect-tests",
+        target: &["--test", "promises"],
+        test: "local::p8_what_was_read_once_can_not_be_read_again",
+    },
+    Mutant {
+        of: "P5",
+        what: "over local a request may name other regions than the offer",
+        edits: &[Edit {
+            file: GRANT,
+            find: "offered.regions.iter().zip(request.regions.iter()).position(|(o, r)| o != r)",
+            replace: "offered.regions.iter().zip(request.regions.iter()).position(|(o, _)| o.len() == 0)",
+        }],
+        package: "connect-core",
+        target: LIB,
+        test: "transport::local::tests::refusals::an_unknown_key_a_wrong_direction_and_other_ranges_are_refused",
+    },
+];
