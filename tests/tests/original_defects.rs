@@ -338,6 +338,7 @@ fn d14_metadata_of_a_process_that_was_never_met_and_is_gone_is_a_lost_peer() -> 
 fn d7_d14_memory_of_many_pieces_comes_free_only_when_it_is_quiet() -> Result<()> {
     let Some((reader, _, failed)) = read_from_the_dead(&[100_000, 1, 4096])? else { return Ok(()) };
     assert_eq!(failed.error.category(), ErrorCategory::Peer, "{failed}");
+    assert!(failed.memory.is_parked(), "one piece failed, and nothing is known of the others");
     until(&reader, "its memory is quiet", |stats| stats.parked == 0 && stats.parked_bytes == 0)?;
 
     // The reader goes on with others.

@@ -93,7 +93,7 @@ fn test(mutant: &Mutant, tree: &Path) -> Result<Option<String>> {
 
 fn command(tree: &Path, mutant: &Mutant) -> Command {
     let mut cargo = cargo("test");
-    cargo.current_dir(tree).args(["--locked", "--quiet", "--package", mutant.package]);
+    cargo.current_dir(tree).args(["--locked", "--package", mutant.package]);
     cargo.args(mutant.target).env("CARGO_TARGET_DIR", layout::root().join("target/mutants/target"));
     cargo.args(["--features", "nixl"]);
     require_peers(&mut cargo);

@@ -37,8 +37,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
             replace: "                    return Quiescence::Quiet;",
         }],
         package: "connect-tests",
-        target: &["--test", "drops"],
-        test: "nixl::p1_memory_dropped_in_flight_is_not_touched_afterwards",
+        target: &["--test", "issues"],
+        test: "issue_2044_memory_of_a_request_in_flight_is_parked_until_it_ends",
     },
     Mutant {
         of: "P1, vLLM #56104, D7",
@@ -54,12 +54,19 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         of: "P4, nixl #2051, D20",
-        what: "agents are called after their worker alone",
-        edits: &[Edit {
-            file: "connect-core/src/transport/nixl/signs.rs",
-            find: "format!(\"{worker_id}-{incarnation}-r{number}\")",
-            replace: "format!(\"{worker_id}{}-r{number}\", &incarnation[..0])",
-        }],
+        what: "agents are called after their worker alone, and what is known of a name is believed",
+        edits: &[
+            Edit {
+                file: "connect-core/src/transport/nixl/signs.rs",
+                find: "format!(\"{worker_id}-{incarnation}-r{number}\")",
+                replace: "format!(\"{worker_id}{}-r{number}\", &incarnation[..0])",
+            },
+            Edit {
+                file: AGENT,
+                find: "            Err(_) if is_known && !in_use => {",
+                replace: "            Err(_) if is_known && !in_use && name.is_empty() => {",
+            },
+        ],
         package: "connect-tests",
         target: &["--test", "original_defects"],
         test: "d20_a_restarted_peer_of_the_same_name_is_served_while_operations_of_the_old_one_live",
