@@ -4,6 +4,7 @@
 //! docs/reliability.md says what is noticed when. Here the peer is a process of this library; what is noticed of
 //! the Python original is in `interop_python.rs`.
 
+use std::collections::HashSet;
 use std::process;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -182,7 +183,7 @@ fn p4_a_restarted_peer_of_the_same_name_is_a_new_peer(lab: &Lab) -> Result<()> {
     let _alone = alone();
     let connector = lab.connector()?;
     let hasty = connector.with_deadline(Duration::from_secs(20));
-    let mut old: Vec<String> = Vec::new();
+    let (mut old, mut names) = (Vec::<String>::new(), HashSet::new());
     for round in 0..3 {
         let mut worker = lab.worker_with(&["--worker-id", "prefill"])?;
         let (_, stale) = worker.offer("readable", &[5000], 100 + round)?;
@@ -194,8 +195,10 @@ fn p4_a_restarted_peer_of_the_same_name_is_a_new_peer(lab: &Lab) -> Result<()> {
         }
         let (id, fresh) = worker.offer("readable", &[5000], round)?;
         let read = connector.begin_read(&RdmaMetadata::from_json(&fresh)?, vec![0u8; 5000]).wait()?;
-        let Received { memory, .. } = read.wait_for_completion().wait()?;
+        let Received { memory, report } = read.wait_for_completion().wait()?;
         pattern::check(&memory, round);
+        let name = report.peer.context("a report names the peer")?;
+        ensure!(names.insert(name.clone()), "{name} is called like its predecessor");
         worker.completed(id)?;
         worker.kill();
         old.push(stale);

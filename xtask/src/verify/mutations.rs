@@ -54,22 +54,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         of: "P4, nixl #2051, D20",
-        what: "agents are called after their worker alone, and what is known of a name is believed",
-        edits: &[
-            Edit {
-                file: "connect-core/src/transport/nixl/signs.rs",
-                find: "format!(\"{worker_id}-{incarnation}-r{number}\")",
-                replace: "format!(\"{worker_id}{}-r{number}\", &incarnation[..0])",
-            },
-            Edit {
-                file: AGENT,
-                find: "            Err(_) if is_known && !in_use => {",
-                replace: "            Err(_) if is_known && !in_use && name.is_empty() => {",
-            },
-        ],
+        what: "agents are called after their worker alone",
+        edits: &[Edit {
+            file: "connect-core/src/transport/nixl/signs.rs",
+            find: "format!(\"{worker_id}-{incarnation}-r{number}\")",
+            replace: "format!(\"{worker_id}{}-r{number}\", &incarnation[..0])",
+        }],
         package: "connect-tests",
-        target: &["--test", "original_defects"],
-        test: "d20_a_restarted_peer_of_the_same_name_is_served_while_operations_of_the_old_one_live",
+        target: &["--test", "liveness"],
+        test: "nixl::p4_a_restarted_peer_of_the_same_name_is_a_new_peer",
     },
     Mutant {
         of: "P3, nixl #252",
@@ -135,13 +128,13 @@ pub(super) const MUTANTS: &[Mutant] = &[
         of: "D8",
         what: "the first operation to end deregisters what others still use",
         edits: &[Edit {
-            file: AGENT,
-            find: "                if registration.users == 0 {",
-            replace: "                if registration.users < usize::MAX {",
+            file: "connect-core/src/transport/nixl/counted.rs",
+            find: "            if *users == 0 {",
+            replace: "            if *users < usize::MAX {",
         }],
-        package: "connect-tests",
-        target: &["--test", "original_defects"],
-        test: "d8_shared_descriptor_stays_registered",
+        package: "connect-core",
+        target: LIB,
+        test: "transport::nixl::counted::tests::d8_what_is_shared_ends_with_its_last_user",
     },
     Mutant {
         of: "P5, D26",

@@ -15,13 +15,15 @@ use nixl_sys::{
 
 use super::blob;
 use super::config::{NixlConfig, NixlProgress};
+use super::counted::Counted;
 use crate::fingerprint::{Fingerprint, Fingerprints};
 use crate::transport::TransportError;
 use crate::{Device, DeviceKind, OperationKind, Region};
 
 /// One agent and what hangs on it. Fields drop in this order: everything that points into the agent first.
 pub(super) struct Generation {
-    registrations: HashMap<Region, Registration>,
+    /// Memory that is registered, which deregisters when dropped.
+    registrations: Counted<Region, RegistrationHandle>,
     /// Peers whose metadata is loaded, by name.
     peers: HashMap<String, Loaded>,
     fingerprints: Fingerprints,
@@ -67,12 +69,6 @@ impl Loaded {
     }
 }
 
-struct Registration {
-    users: usize,
-    /// Deregisters when dropped.
-    _handle: RegistrationHandle,
-}
-
 impl Generation {
     pub(super) fn new(name: String, config: &NixlConfig) -> Result<Self, TransportError> {
         let mut agent_config = AgentConfig { enable_prog_thread: false, ..AgentConfig::default() };
@@ -84,7 +80,7 @@ impl Generation {
         let backend = create_backend(&agent, config)?;
         let incoming = NotificationMap::new().map_err(engine("createNotifMap"))?;
         Ok(Self {
-            registrations: HashMap::new(),
+            registrations: Counted::default(),
             peers: HashMap::new(),
             fingerprints: Fingerprints::default(),
             stuck: HashSet::new(),
@@ -114,21 +110,13 @@ impl Generation {
     pub(super) fn register(&mut self, regions: &[Region]) -> Result<(), TransportError> {
         let options = self.options(None)?;
         for (done, region) in regions.iter().enumerate() {
-            if let Some(registration) = self.registrations.get_mut(region) {
-                registration.users += 1;
-                continue;
-            }
-            match self.agent.register_memory(&Described(*region), Some(&options)) {
-                Ok(handle) => {
-                    self.registrations.insert(*region, Registration { users: 1, _handle: handle });
-                }
-                Err(error) => {
-                    self.deregister(&regions[..done]);
-                    return Err(TransportError::Resource {
-                        what: "registering memory with NIXL",
-                        reason: format!("{} bytes on {}: {error}", region.len(), region.device()),
-                    });
-                }
+            let register = || self.agent.register_memory(&Described(*region), Some(&options));
+            if let Err(error) = self.registrations.add(*region, register) {
+                self.deregister(&regions[..done]);
+                return Err(TransportError::Resource {
+                    what: "registering memory with NIXL",
+                    reason: format!("{} bytes on {}: {error}", region.len(), region.device()),
+                });
             }
         }
         Ok(())
@@ -136,14 +124,7 @@ impl Generation {
 
     /// Gives up one use of each region.
     pub(super) fn deregister(&mut self, regions: &[Region]) {
-        for region in regions {
-            if let Some(registration) = self.registrations.get_mut(region) {
-                registration.users -= 1;
-                if registration.users == 0 {
-                    self.registrations.remove(region);
-                }
-            }
-        }
+        regions.iter().for_each(|region| self.registrations.remove(region));
     }
 
     /// The blob that lets a peer reach these registered regions, and no others (P8).

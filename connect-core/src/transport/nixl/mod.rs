@@ -17,6 +17,7 @@
 mod agent;
 mod blob;
 mod config;
+mod counted;
 mod library;
 mod reach;
 mod signs;
