@@ -1,5 +1,5 @@
 //! What the tests of this package share: worker processes, the pattern that travels, the buffers that hold
-//! it, and prerequisites.
+//! it, prerequisites, and the parts of the programs `storm` and `soak`.
 
 pub mod child;
 pub mod lab;
@@ -7,3 +7,4 @@ pub mod memory;
 pub mod pattern;
 pub mod process;
 pub mod require;
+pub mod storm;
