@@ -23,6 +23,8 @@ pub(super) struct Generation {
     registrations: HashMap<Region, Registration>,
     /// Peers whose metadata is loaded, by name, with the blobs loaded for each.
     peers: HashMap<String, HashSet<Vec<u8>>>,
+    /// Peers that were forgotten: what NIXL says about their blobs is about their end, not about the blobs.
+    forgotten: HashSet<String>,
     /// Peers that died in a way after which this agent can't load them, or a successor of their name.
     stuck: HashSet<String>,
     connection_blob: Option<Vec<u8>>,
@@ -49,6 +51,10 @@ pub(super) struct Posted {
 /// costs about 10 ms, which over this many blobs is not felt.
 const MAX_BLOBS: usize = 4096;
 
+/// Names of peers remembered after they were forgotten. It takes moments until nobody begins anything with a
+/// peer that is gone, and far fewer are lost in that time.
+const MAX_FORGOTTEN: usize = 1024;
+
 struct Registration {
     users: usize,
     /// Deregisters when dropped.
@@ -68,6 +74,7 @@ impl Generation {
         Ok(Self {
             registrations: HashMap::new(),
             peers: HashMap::new(),
+            forgotten: HashSet::new(),
             stuck: HashSet::new(),
             connection_blob: None,
             incoming,
@@ -148,7 +155,8 @@ impl Generation {
     /// Loads a peer's checked blob, unless it is loaded already. `in_use` says that transfers with a peer of
     /// this name are in flight.
     pub(super) fn load(&mut self, name: &str, blob: &[u8], in_use: bool) -> Result<(), TransportError> {
-        let is_known = self.peers.contains_key(name) || self.stuck.contains(name);
+        let is_known =
+            self.peers.contains_key(name) || self.forgotten.contains(name) || self.stuck.contains(name);
         match self.peers.get(name) {
             Some(blobs) if blobs.contains(blob) => return Ok(()),
             Some(blobs) if blobs.len() >= MAX_BLOBS && !in_use => self.unload(name),
@@ -191,9 +199,14 @@ impl Generation {
 
     /// Forgets a peer, so that a blob of its successor can be loaded.
     pub(super) fn unload(&mut self, name: &str) {
-        if self.peers.remove(name).is_some()
-            && let Err(error) = self.agent.invalidate_remote_md(name)
-        {
+        if self.peers.remove(name).is_none() {
+            return;
+        }
+        if self.forgotten.len() >= MAX_FORGOTTEN {
+            self.forgotten.clear();
+        }
+        self.forgotten.insert(name.to_owned());
+        if let Err(error) = self.agent.invalidate_remote_md(name) {
             tracing::debug!(peer = name, %error, "forgetting a peer failed");
         }
     }
