@@ -45,6 +45,13 @@ const SLICE_PIECES: usize = 1024;
 /// expiring offers costs one new agent (40 ms) and not one each.
 const RECYCLE_AFTER: Duration = Duration::from_millis(250);
 
+/// How long an offer's memory is kept after its agent was destroyed. Over shared memory the kernel copies for a
+/// peer that posts, whoever lives at the address by then: what ends its access is that its UCX has heard of the
+/// agent's end. A connector looks before it posts ([`NixlTransport::look`]), others at least every 20 ms or in a
+/// thread that spins; the rest is for schedulers. A peer that is stopped between the look and the post, or in
+/// the middle of a copy, and continued later than this, is out of reach of any measure on this side.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// The NIXL transport. Made by [`NixlConfig::factory`] on the driver thread.
 pub struct NixlTransport {
     // Dropped first: requests point into agents.
@@ -55,6 +62,10 @@ pub struct NixlTransport {
     offers: HashMap<OfferId, OpenOffer>,
     /// Offers that ended without their notification, until their generation is gone.
     unquiet: HashMap<OfferId, u64>,
+    /// Generations that were destroyed less than [`LINGER`] ago.
+    destroyed: HashMap<u64, Instant>,
+    /// Notifications that came with a look before a post.
+    early: Vec<TransportEvent>,
     peers: HashMap<PeerId, Rc<Peer>>,
     config: NixlConfig,
     context: TransportContext,
@@ -107,6 +118,8 @@ impl NixlTransport {
             current: None,
             offers: HashMap::new(),
             unquiet: HashMap::new(),
+            destroyed: HashMap::new(),
+            early: Vec::new(),
             peers: HashMap::new(),
             config,
             context: context.clone(),
@@ -155,7 +168,19 @@ impl NixlTransport {
                 let generation = generations.get(&moving.generation);
                 generation.is_some_and(|generation| !is_over(&moving.generation, generation))
             });
-            generations.retain(|id, generation| !is_over(id, generation));
+            let over = generations.extract_if(|id, generation| is_over(id, generation));
+            let over: Vec<u64> = over.map(|(id, generation)| (id, drop(generation)).0).collect();
+            let now = Instant::now();
+            self.destroyed.extend(over.into_iter().map(|id| (id, now)));
+        }
+        self.destroyed.retain(|_, since| since.elapsed() < LINGER);
+    }
+
+    /// Lets UCX hear of peers that are gone, before it is asked to touch their memory. What arrives is kept.
+    fn look(&mut self, generation: u64) {
+        if let Some(generation) = self.generations.get_mut(&generation) {
+            let taken = generation.notifications().into_iter();
+            self.early.extend(taken.map(|(from, body)| TransportEvent::Notification { from, body }));
         }
     }
 
@@ -341,7 +366,11 @@ unsafe impl Transport for NixlTransport {
 
     fn offer_is_quiet(&mut self, id: OfferId) -> Quiescence {
         match self.unquiet.get(&id) {
-            Some(generation) if self.generations.contains_key(generation) => Quiescence::Busy,
+            Some(generation)
+                if self.generations.contains_key(generation) || self.destroyed.contains_key(generation) =>
+            {
+                Quiescence::Busy
+            }
             _ => {
                 self.unquiet.remove(&id);
                 Quiescence::Quiet
@@ -383,6 +412,7 @@ unsafe impl Transport for NixlTransport {
 
     unsafe fn begin(&mut self, transfer: &Transfer<'_>) -> Result<TransferId, TransportError> {
         let current = self.current_generation()?;
+        self.look(current);
         let peer = Rc::clone(self.peers.get(&transfer.peer).ok_or_else(unknown_transfer)?);
         check_covered(&peer, transfer.remote)?;
         let in_use = self.is_in_use(&peer.name);
@@ -445,6 +475,7 @@ unsafe impl Transport for NixlTransport {
 
     fn progress(&mut self, events: &mut Vec<TransportEvent>) -> bool {
         let before = events.len();
+        events.append(&mut self.early);
         for generation in self.generations.values_mut() {
             let taken = generation.notifications();
             events.extend(taken.into_iter().map(|(from, body)| TransportEvent::Notification { from, body }));
