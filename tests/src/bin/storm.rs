@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use connect_tests::storm::Way;
+use connect_tests::storm::plan::Deed;
 use connect_tests::storm::survivor::Survivor;
 use connect_tests::storm::victim::{self, Doom};
 
@@ -41,6 +42,9 @@ struct Args {
     /// Rounds after which everything must come to rest.
     #[arg(long)]
     batch: Option<u64>,
+    /// Over TCP too, lets victims read from the survivor, which UCX does not always survive.
+    #[arg(long)]
+    reads: bool,
     /// Seconds after which it is taken to hang.
     #[arg(long, default_value_t = 900)]
     limit: u64,
@@ -58,8 +62,7 @@ fn main() -> Result<ExitCode> {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     let args = Args::parse();
     if let Some(Role::Victim(doom)) = &args.role {
-        victim::run(doom)?;
-        return Ok(ExitCode::SUCCESS);
+        return victim::run(doom);
     }
     let lacking = args.transport.environment().into_iter().any(|(name, _)| std::env::var_os(name).is_none());
     if lacking {
@@ -86,7 +89,7 @@ fn storm(args: &Args) -> Result<ExitCode> {
     let batch = args.batch.unwrap_or(if is_nixl { 40 } else { 200 });
     println!("storm over {}, seed {seed}, rounds {} and on", args.transport, args.first);
     let started = Instant::now();
-    let survivor = Survivor::new(args.transport, seed)?;
+    let survivor = Survivor::new(args.transport, seed, Deed::of(args.transport, args.reads))?;
     let weathered = survivor.weather(args.first, args.rounds, lanes, batch);
     let tally = survivor.tally();
     print!("{tally}");

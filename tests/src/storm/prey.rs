@@ -13,8 +13,8 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::Way;
 use super::plan::Op;
+use super::{Way, victim};
 
 /// How long a victim may take for what is not the subject.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,6 +27,7 @@ pub struct Prey {
     lines: Receiver<Value>,
     unclaimed: Vec<Value>,
     fallen: Arc<OnceLock<(Instant, WaitStatus)>>,
+    is_continued: bool,
     threads: Vec<JoinHandle<()>>,
     next_id: u64,
 }
@@ -66,7 +67,16 @@ impl Prey {
             }
         });
         let threads = vec![reader, watcher];
-        Ok(Self { child, stdin, lines, unclaimed: Vec::new(), fallen, threads, next_id: 1 })
+        Ok(Self {
+            child,
+            stdin,
+            lines,
+            unclaimed: Vec::new(),
+            fallen,
+            is_continued: false,
+            threads,
+            next_id: 1,
+        })
     }
 
     /// Waits until it is ready.
@@ -106,7 +116,12 @@ impl Prey {
     /// The metadata of the offer with this id; `None` if it ends, or stops, before it says so.
     pub fn metadata(&mut self, id: u64) -> Option<Value> {
         let answer = self.next(PATIENCE, |answer| answer["id"] == id)?;
-        Some(answer["metadata"].clone()).filter(|metadata| !metadata.is_null())
+        if answer["metadata"].is_null() {
+            // How it ended, which somebody will ask for.
+            self.unclaimed.push(answer);
+            return None;
+        }
+        Some(answer["metadata"].clone())
     }
 
     /// How the operation with this id ended: what is wrong with its bytes, or the category of the error.
@@ -123,6 +138,12 @@ impl Prey {
     pub fn signal(&self, signal: Signal) {
         // It may be dead already; it can't be anybody else, because nobody has reaped it.
         let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
+    }
+
+    /// Continues it, now and whenever it stops itself later, should its trigger go off after all.
+    pub fn go_on(&mut self) {
+        self.is_continued = true;
+        self.signal(Signal::SIGCONT);
     }
 
     /// When it first stopped or ended, if it has.
@@ -144,11 +165,11 @@ impl Prey {
         self.stdin = None;
     }
 
-    /// Shuts it down, and waits until it has ended well.
+    /// Shuts it down, and waits until it has ended. Says whether its connector was closed by then.
     ///
     /// # Errors
     /// It ends with an error or by a signal, or goes on for [`PATIENCE`].
-    pub fn end(mut self) -> Result<()> {
+    pub fn end(mut self) -> Result<bool> {
         self.shut_down();
         let until = Instant::now() + PATIENCE;
         let status = loop {
@@ -158,10 +179,12 @@ impl Prey {
             if Instant::now() > until {
                 bail!("a victim does not end when it is told to");
             }
+            self.has_stopped();
             thread::sleep(Duration::from_millis(1));
         };
-        ensure!(status.success(), "a victim that was told to end did so badly: {status}");
-        Ok(())
+        let closed = status.code() != Some(victim::NOT_CLOSED.into());
+        ensure!(status.success() || !closed, "a victim that was told to end did so badly: {status}");
+        Ok(closed)
     }
 
     /// Kills it, and waits until it is gone.
@@ -177,8 +200,7 @@ impl Prey {
         let until = Instant::now() + patience;
         while Instant::now() < until {
             // What a process had said before it was stopped is here before the next look.
-            let has_stopped =
-                matches!(self.fallen(), Some((_, WaitStatus::Stopped(..)))) && self.is_stopped();
+            let has_stopped = self.has_stopped();
             match self.lines.recv_timeout(Duration::from_millis(20)) {
                 Ok(line) if wanted(&line) => return Some(line),
                 Ok(line) => self.unclaimed.push(line),
@@ -190,9 +212,17 @@ impl Prey {
         None
     }
 
-    fn is_stopped(&self) -> bool {
+    /// Whether it is stopped, and is to stay so.
+    fn has_stopped(&self) -> bool {
+        if !matches!(self.fallen(), Some((_, WaitStatus::Stopped(..)))) {
+            return false;
+        }
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        let is_stopped = stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'));
+        if is_stopped && self.is_continued {
+            self.signal(Signal::SIGCONT);
+        }
+        is_stopped && !self.is_continued
     }
 }
 

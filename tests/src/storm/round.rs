@@ -88,7 +88,7 @@ pub fn play(survivor: &Survivor, plan: &Plan) -> Result<()> {
     survivor.tally().struck(plan.end, struck.missed);
     for (op, ended) in plan.ops.iter().zip(ended) {
         if let Some(ended) = ended {
-            judge(survivor, plan, op, &ended, &struck)?;
+            judge(survivor, op, &ended, &struck)?;
         }
     }
     over?;
@@ -208,6 +208,8 @@ struct Struck {
     at: Instant,
     /// When it was continued.
     continued: Option<Instant>,
+    /// When it was killed.
+    killed: Option<Instant>,
     /// Its moment did not come before all operations were over.
     missed: bool,
 }
@@ -254,14 +256,19 @@ fn strike(prey: &mut Prey, plan: &Plan, over: impl Fn() -> bool) -> Result<Struc
         }
         End::StopContinue(hold) => {
             thread::sleep(hold);
-            prey.signal(Signal::SIGCONT);
+            prey.go_on();
             Some(Instant::now())
         }
     };
-    if continued.is_none() {
+    let killed = match plan.end {
+        End::Kill => Some(at),
+        End::StopKill(_) => Some(Instant::now()),
+        End::StopContinue(_) => None,
+    };
+    if killed.is_some() {
         prey.signal(Signal::SIGKILL);
     }
-    Ok(Struck { at, continued, missed })
+    Ok(Struck { at, continued, killed, missed })
 }
 
 /// A victim that was continued finds out by itself what has become of its operations, and ends well.
@@ -280,7 +287,11 @@ fn recovered(survivor: &Survivor, mut prey: Prey, plan: &Plan, ids: &[Option<u64
         ensure!(end != "usage", "the victim says {outcome}");
         *survivor.tally().theirs.entry(end).or_default() += 1;
     }
-    prey.end()
+    let closed = prey.end()?;
+    survivor.tally().not_closed += u64::from(!closed);
+    // Over NIXL a transfer with an agent that is gone may never end, and the memory stays parked with it.
+    ensure!(closed || survivor.way.is_nixl(), "a victim's connector does not close");
+    Ok(())
 }
 
 fn killed(prey: Prey) -> Result<()> {
@@ -291,7 +302,7 @@ fn killed(prey: Prey) -> Result<()> {
 }
 
 /// Whether an operation of the survivor ended as it must.
-fn judge(survivor: &Survivor, plan: &Plan, op: &Op, ended: &Ended, struck: &Struck) -> Result<()> {
+fn judge(survivor: &Survivor, op: &Op, ended: &Ended, struck: &Struck) -> Result<()> {
     let Outcome { verdict, message, parked } = &ended.outcome;
     let verdict = verdict.as_ref().map_err(|wrong| anyhow::anyhow!("{}: {wrong}; {op:?}", op.deed.name()))?;
     let mut tally = survivor.tally();
@@ -306,17 +317,20 @@ fn judge(survivor: &Survivor, plan: &Plan, op: &Op, ended: &Ended, struck: &Stru
         ErrorCategory::Peer | ErrorCategory::Transport | ErrorCategory::Deadline => {}
         other => anyhow::bail!("{} failed with {other}: {message}; {op:?}", op.deed.name()),
     }
-    let is_of_this = struck.continued.is_none_or(|continued| ended.at < continued);
-    if ended.at >= struck.at && is_of_this && op.cancel.is_none() {
-        let after = ended.at - struck.at.max(ended.began);
-        tally.noticed(op.deed, plan.end, *category, after);
-        // A socket tells of a dead peer at once.
-        let is_slow = *category == ErrorCategory::Deadline && after > Duration::from_millis(250);
-        ensure!(
-            !(is_slow && plan.end == End::Kill && op.deed.is_ours() && !survivor.way.is_nixl()),
-            "{} did not learn in {after:?} that its peer was killed: {message}; {op:?}",
-            op.deed.name()
-        );
+    let is_too_late = struck.continued.is_some_and(|continued| ended.at >= continued);
+    if ended.at < struck.at || is_too_late || op.cancel.is_some() {
+        return Ok(());
     }
+    let killed = struck.killed.filter(|killed| *killed <= ended.at);
+    let after = ended.at - killed.unwrap_or(struck.at).max(ended.began);
+    let death = if killed.is_some() { "killed" } else { "stopped" };
+    tally.noticed(op.deed, death, *category, after);
+    // A socket tells of a dead peer at once.
+    let is_slow = *category == ErrorCategory::Deadline && after > Duration::from_millis(250);
+    ensure!(
+        !(is_slow && killed.is_some() && op.deed.is_ours() && !survivor.way.is_nixl()),
+        "{} did not learn in {after:?} that its peer was killed: {message}; {op:?}",
+        op.deed.name()
+    );
     Ok(())
 }

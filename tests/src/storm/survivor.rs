@@ -38,7 +38,7 @@ pub struct Survivor {
     /// Memory that was not back when its round was over.
     late: Mutex<Vec<(u64, Instant, Yard)>>,
     seed: u64,
-    ended: AtomicBool,
+    deeds: &'static [Deed],
 }
 
 impl Survivor {
@@ -46,10 +46,10 @@ impl Survivor {
     ///
     /// # Errors
     /// Its connector can't be built.
-    pub fn new(way: Way, seed: u64) -> Result<Self> {
+    pub fn new(way: Way, seed: u64, deeds: &'static [Deed]) -> Result<Self> {
         let connector = Connector::builder().worker_id("survivor").transport(way.factory()?).build()?;
         let (tally, late) = (Mutex::default(), Mutex::default());
-        Ok(Self { connector, way, tally, late, seed, ended: AtomicBool::new(false) })
+        Ok(Self { connector, way, tally, late, seed, deeds })
     }
 
     /// Goes through rounds `first..first + count`, so many at a time, and rests after each `batch`.
@@ -62,7 +62,6 @@ impl Survivor {
             let neighbour = scope.spawn(|| bystander.live(self));
             let weathered = self.batches(first, count, lanes, batch, &bystander);
             bystander.ended.store(true, Ordering::SeqCst);
-            self.ended.store(true, Ordering::SeqCst);
             let lived = neighbour.join().unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked")));
             if let Err(error) = lived {
                 self.tally().violation(format!("the bystander: {error:#}"));
@@ -102,7 +101,7 @@ impl Survivor {
     }
 
     fn play(&self, number: u64) {
-        let plan = Plan::new(self.seed, number, self.way);
+        let plan = Plan::new(self.seed, number, self.way, self.deeds);
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
             let watchdog = scope.spawn(|| {
@@ -119,6 +118,7 @@ impl Survivor {
             over.store(true, Ordering::SeqCst);
             watchdog.thread().unpark();
             self.tally().rounds += 1;
+            self.look_for_late_memory();
             if let Err(error) = played {
                 self.tally().violation(format!("round {number}: {error:#}; {plan:?}"));
             }
@@ -127,23 +127,9 @@ impl Survivor {
 
     /// Everything must come to rest: memory, files, threads; and then a fresh peer is served.
     fn rest(&self, (files, threads): (usize, usize)) -> Result<()> {
-        let mut late = std::mem::take(&mut *self.late.lock().unwrap_or_else(PoisonError::into_inner));
-        let all_back = eventually(REST, || {
-            late.retain(|(number, since, yard)| {
-                if !yard.is_complete() {
-                    return true;
-                }
-                let mut tally = self.tally();
-                tally.longest_parked = tally.longest_parked.max(since.elapsed());
-                if let Err(error) = yard.check() {
-                    tally.violation(format!("round {number}: {error:#}"));
-                }
-                false
-            });
-            late.is_empty()
-        });
+        let all_back = eventually(REST, || self.look_for_late_memory().is_empty());
         if !all_back {
-            let rounds: Vec<_> = late.iter().map(|(number, ..)| number).collect();
+            let rounds = self.look_for_late_memory();
             self.tally().violation(format!("memory of rounds {rounds:?} does not come back"));
         }
         // The bystander's operations are open at any time, but never parked.
@@ -166,6 +152,23 @@ impl Survivor {
         Ok(())
     }
 
+    /// Checks the memory that has come back since its round was over. Returns the rounds that still lack some.
+    fn look_for_late_memory(&self) -> Vec<u64> {
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        late.retain(|(number, since, yard)| {
+            if !yard.is_complete() {
+                return true;
+            }
+            let mut tally = self.tally();
+            tally.longest_parked = tally.longest_parked.max(since.elapsed());
+            if let Err(error) = yard.check() {
+                tally.violation(format!("round {number}: {error:#}"));
+            }
+            false
+        });
+        late.iter().map(|(number, ..)| *number).collect()
+    }
+
     fn resources(&self) -> Result<(usize, usize)> {
         Ok((open_files(process::id())?, threads(process::id())?))
     }
@@ -178,7 +181,8 @@ impl Survivor {
             let served = self.healthy_transfer(&mut guest, deed, 70_000, 3);
             served.with_context(|| format!("serving a fresh peer: {}", deed.name()))?;
         }
-        guest.end().context("a guest")
+        ensure!(guest.end().context("a guest")?, "a guest's connector does not close");
+        Ok(())
     }
 
     /// A transfer that nobody disturbs.
@@ -266,6 +270,7 @@ impl Bystander {
             }
             self.rounds.fetch_add(1, Ordering::SeqCst);
         }
-        peer.end()
+        ensure!(peer.end()?, "its connector does not close");
+        Ok(())
     }
 }

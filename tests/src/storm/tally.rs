@@ -52,6 +52,8 @@ pub struct Tally {
     pub latest: Duration,
     /// What a victim reported of its own operations after it was continued.
     pub theirs: BTreeMap<String, u64>,
+    /// Victims that could not close their connector in time after they were continued.
+    pub not_closed: u64,
     /// Broken promises.
     pub violations: Vec<String>,
     noticed: BTreeMap<(Deed, &'static str, &'static str), Noticed>,
@@ -81,10 +83,9 @@ impl Tally {
     }
 
     /// Notes when an operation learned that its peer was gone.
-    pub fn noticed(&mut self, deed: Deed, end: End, category: ErrorCategory, after: Duration) {
-        let end = if end == End::Kill { "killed" } else { "stopped" };
+    pub fn noticed(&mut self, deed: Deed, death: &'static str, category: ErrorCategory, after: Duration) {
         let how = if category == ErrorCategory::Deadline { "by its deadline" } else { "before" };
-        self.noticed.entry((deed, end, how)).or_default().times.push(after);
+        self.noticed.entry((deed, death, how)).or_default().times.push(after);
     }
 
     /// Notes a broken promise.
@@ -118,15 +119,16 @@ impl fmt::Display for Tally {
         writeln!(f, "  parked at the most   {:.0?} beyond the round", self.longest_parked)?;
         writeln!(f, "  healthy transfers    {}", self.healthy)?;
         writeln!(f, "  victims' own ends  {}", list(&self.theirs))?;
+        writeln!(f, "    could not close    {}", self.not_closed)?;
         writeln!(f, "  violations           {}", self.violations.len())?;
         writeln!(f, "  the survivor learned of its peer's end (from the signal; count, median, slowest):")?;
-        for ((deed, end, how), noticed) in &self.noticed {
+        for ((deed, death, how), noticed) in &self.noticed {
             let mut times = noticed.times.clone();
             times.sort();
             let median = times.get(times.len() / 2).copied().unwrap_or_default();
             let slowest = times.last().copied().unwrap_or_default();
             let (deed, count) = (deed.name(), times.len());
-            writeln!(f, "    {deed:<9} {end:<8} {how:<16} {count:>6} {median:>10.1?} {slowest:>10.1?}")?;
+            writeln!(f, "    {deed:<9} {death:<8} {how:<16} {count:>6} {median:>10.1?} {slowest:>10.1?}")?;
         }
         Ok(())
     }

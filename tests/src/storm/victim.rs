@@ -10,6 +10,7 @@
 //! `{"id": n, "error": category, "message": text}`. The end of standard input shuts the connector down.
 
 use std::io::{self, BufRead, Write};
+use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
@@ -41,11 +42,17 @@ pub struct Doom {
     pub worker_id: Option<String>,
 }
 
+/// The exit status of a victim whose connector would not close, because a transfer would not end.
+pub const NOT_CLOSED: u8 = 7;
+
+/// How long a connector may take to close. Nothing it waits for takes longer than a slice of a copy.
+const CLOSES: Duration = Duration::from_secs(4);
+
 /// Runs until standard input ends.
 ///
 /// # Errors
-/// The connector can't be built, or does not shut down in ten seconds.
-pub fn run(doom: &Doom) -> Result<()> {
+/// The connector can't be built.
+pub fn run(doom: &Doom) -> Result<ExitCode> {
     let trigger = doom.point.map(|point| Trigger::new(point, doom.nth, doom.fate));
     let mut factory = doom.transport.factory()?;
     if let Some(trigger) = &trigger {
@@ -72,12 +79,15 @@ pub fn run(doom: &Doom) -> Result<()> {
             say(&answer);
         }));
     }
-    connector.shutdown(Duration::from_secs(10)).wait()?;
+    let closed = connector.shutdown(CLOSES).wait();
     drop(connector);
     for thread in threads {
         thread.join().ok().context("a thread panicked")?;
     }
-    Ok(())
+    match closed {
+        Err(Error::DeadlineExceeded { .. }) => Ok(ExitCode::from(NOT_CLOSED)),
+        closed => Ok(closed.map(|()| ExitCode::SUCCESS)?),
+    }
 }
 
 fn perform(connector: &Connector, command: &Value) -> Result<Value> {
