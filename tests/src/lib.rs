@@ -2,6 +2,7 @@
 //! it, prerequisites, and the parts of the programs `storm` and `soak`.
 
 pub mod child;
+pub mod hosts;
 pub mod lab;
 pub mod memory;
 pub mod pattern;
