@@ -336,7 +336,8 @@ fn soak(args: &Soak) -> Result<ExitCode> {
         }
         samples.push(sample);
         if samples.len() % (SAMPLES / 10) == 0 {
-            println!("  {done:>9} operations, {came:>5} peers: {sample:?}");
+            let [keeper, others] = [sample.keeper, sample.peers].map(|of| of.bytes >> 10);
+            println!("  {done:>9} operations, {came:>5} peers, {cost:>9.1?} each, {keeper} and {others} KiB");
         }
     }
     for peer in peers {

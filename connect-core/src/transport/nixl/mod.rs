@@ -9,6 +9,11 @@
 //! * The side that offers memory never learns who reads it, only that somebody sent the notification. An
 //!   offer that ends without it is not known to be quiet; its memory stays parked until this connector's
 //!   agent is replaced, which happens as soon as nothing else needs the old one.
+//! * Over shared memory the kernel copies for a peer, whatever has become of the agent that offered, until the
+//!   peer's UCX hears of its end. So memory is kept for a second longer, and this side looks before it posts. A
+//!   peer that is stopped within a copy, and continued after that second, can still touch it.
+//! * Over TCP a READ is answered by UCX in the process that offers, and the UCX of NIXL 1.5.1 ends that process
+//!   at times when the reader dies meanwhile. Where readers may die, let the other side WRITE.
 //! * A posted transfer can't be called back. Cancelling waits for it, and parks its memory meanwhile.
 //! * Its errors do not tell a lost peer from other failures of a posted request.
 
