@@ -27,6 +27,8 @@ pub(super) struct Generation {
     /// Peers whose metadata is loaded, by name.
     peers: HashMap<String, Loaded>,
     fingerprints: Fingerprints,
+    /// Peers that were forgotten: what NIXL says about their blobs is about their end, not about the blobs.
+    forgotten: HashSet<String>,
     /// Peers that died in a way after which this agent can't load them, or a successor of their name.
     stuck: HashSet<String>,
     connection_blob: Option<Vec<u8>>,
@@ -57,6 +59,10 @@ struct Loaded {
     bytes: usize,
 }
 
+/// Names of peers remembered after they were forgotten. It takes moments until nobody begins anything with a
+/// peer that is gone, and far fewer are lost in that time.
+const MAX_FORGOTTEN: usize = 1024;
+
 /// Blobs loaded of one peer, and their bytes, before it is loaded afresh. NIXL keeps what it learns of a peer's
 /// memory until the peer is unloaded, so a peer that offers new memory for ever would make it grow without end;
 /// loading afresh costs about 10 ms, which over this many blobs is not felt.
@@ -83,6 +89,7 @@ impl Generation {
             registrations: Counted::default(),
             peers: HashMap::new(),
             fingerprints: Fingerprints::default(),
+            forgotten: HashSet::new(),
             stuck: HashSet::new(),
             connection_blob: None,
             incoming,
@@ -156,7 +163,8 @@ impl Generation {
     /// Loads a peer's checked blob, unless it is loaded already. `in_use` says that transfers with a peer of
     /// this name are in flight.
     pub(super) fn load(&mut self, name: &str, blob: &[u8], in_use: bool) -> Result<(), TransportError> {
-        let is_known = self.peers.contains_key(name) || self.stuck.contains(name);
+        let is_known =
+            self.peers.contains_key(name) || self.forgotten.contains(name) || self.stuck.contains(name);
         let fingerprint = self.fingerprints.of(blob);
         match self.peers.get(name) {
             Some(loaded) if loaded.blobs.contains(&fingerprint) => return Ok(()),
@@ -177,6 +185,7 @@ impl Generation {
         };
         match loaded {
             Ok(loaded) if loaded == name => {
+                self.forgotten.remove(name);
                 let loaded = self.peers.entry(loaded).or_default();
                 loaded.blobs.insert(fingerprint);
                 loaded.bytes += blob.len();
@@ -204,9 +213,14 @@ impl Generation {
 
     /// Forgets a peer, so that a blob of its successor can be loaded.
     pub(super) fn unload(&mut self, name: &str) {
-        if self.peers.remove(name).is_some()
-            && let Err(error) = self.agent.invalidate_remote_md(name)
-        {
+        if self.peers.remove(name).is_none() {
+            return;
+        }
+        if self.forgotten.len() >= MAX_FORGOTTEN {
+            self.forgotten.clear();
+        }
+        self.forgotten.insert(name.to_owned());
+        if let Err(error) = self.agent.invalidate_remote_md(name) {
             tracing::debug!(peer = name, %error, "forgetting a peer failed");
         }
     }

@@ -9,6 +9,11 @@
 //! * The side that offers memory never learns who reads it, only that somebody sent the notification. An
 //!   offer that ends without it is not known to be quiet; its memory stays parked until this connector's
 //!   agent is replaced, which happens as soon as nothing else needs the old one.
+//! * Over shared memory the kernel copies for a peer, whatever has become of the agent that offered, until the
+//!   peer's UCX hears of its end. So memory is kept for a second longer, and this side looks before it posts. A
+//!   peer that is stopped within a copy, and continued after that second, can still touch it.
+//! * Over TCP a READ is answered by UCX in the process that offers, and the UCX of NIXL 1.5.1 ends that process
+//!   at times when the reader dies meanwhile. Where readers may die, let the other side WRITE.
 //! * A posted transfer can't be called back. Cancelling waits for it, and parks its memory meanwhile.
 //! * A document can be used again while its agent lives, also after its operation completed;
 //!   [`NixlConfig::agent_lifetime`] bounds that time.
@@ -52,6 +57,13 @@ const SLICE_PIECES: usize = 1024;
 /// expiring offers costs one new agent (40 ms) and not one each.
 const RECYCLE_AFTER: Duration = Duration::from_millis(250);
 
+/// How long an offer's memory is kept after its agent was destroyed. Over shared memory the kernel copies for a
+/// peer that posts, whoever lives at the address by then: what ends its access is that its UCX has heard of the
+/// agent's end. A connector looks before it posts ([`NixlTransport::look`]), others at least every 20 ms or in a
+/// thread that spins; the rest is for schedulers. A peer that is stopped between the look and the post, or in
+/// the middle of a copy, and continued later than this, is out of reach of any measure on this side.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// The NIXL transport. Made by [`NixlConfig::factory`] on the driver thread.
 pub struct NixlTransport {
     // Dropped first: requests point into agents.
@@ -65,6 +77,10 @@ pub struct NixlTransport {
     next_look: Instant,
     /// Offers that ended without their notification, until their generation is gone.
     unquiet: HashMap<OfferId, u64>,
+    /// Generations that were destroyed less than [`LINGER`] ago.
+    destroyed: HashMap<u64, Instant>,
+    /// Notifications that came with a look before a post.
+    early: Vec<TransportEvent>,
     peers: HashMap<PeerId, Rc<Peer>>,
     config: NixlConfig,
     context: TransportContext,
@@ -122,6 +138,8 @@ impl NixlTransport {
             takers: Takers::default(),
             next_look: Instant::now(),
             unquiet: HashMap::new(),
+            destroyed: HashMap::new(),
+            early: Vec::new(),
             peers: HashMap::new(),
             config,
             context: context.clone(),
@@ -176,7 +194,19 @@ impl NixlTransport {
                 let generation = generations.get(&moving.generation);
                 generation.is_some_and(|generation| !is_over(&moving.generation, generation))
             });
-            generations.retain(|id, generation| !is_over(id, generation));
+            let over = generations.extract_if(|id, generation| is_over(id, generation));
+            let over: Vec<u64> = over.map(|(id, generation)| (id, drop(generation)).0).collect();
+            let now = Instant::now();
+            self.destroyed.extend(over.into_iter().map(|id| (id, now)));
+        }
+        self.destroyed.retain(|_, since| since.elapsed() < LINGER);
+    }
+
+    /// Lets UCX hear of peers that are gone, before it is asked to touch their memory. What arrives is kept.
+    fn look(&mut self, generation: u64) {
+        if let Some(generation) = self.generations.get_mut(&generation) {
+            let taken = generation.notifications();
+            self.early.extend(events_of(taken, &mut self.takers));
         }
     }
 
@@ -385,7 +415,11 @@ unsafe impl Transport for NixlTransport {
 
     fn offer_is_quiet(&mut self, id: OfferId) -> Quiescence {
         match self.unquiet.get(&id) {
-            Some(generation) if self.generations.contains_key(generation) => Quiescence::Busy,
+            Some(generation)
+                if self.generations.contains_key(generation) || self.destroyed.contains_key(generation) =>
+            {
+                Quiescence::Busy
+            }
             _ => {
                 self.unquiet.remove(&id);
                 Quiescence::Quiet
@@ -427,6 +461,7 @@ unsafe impl Transport for NixlTransport {
 
     unsafe fn begin(&mut self, transfer: &Transfer<'_>) -> Result<TransferId, TransportError> {
         let current = self.current_generation()?;
+        self.look(current);
         let peer = Rc::clone(self.peers.get(&transfer.peer).ok_or_else(unknown_transfer)?);
         check_covered(&peer, transfer.remote)?;
         let in_use = self.is_in_use(&peer.name);
@@ -498,15 +533,9 @@ unsafe impl Transport for NixlTransport {
 
     fn progress(&mut self, events: &mut Vec<TransportEvent>) -> bool {
         let before = events.len();
+        events.append(&mut self.early);
         for generation in self.generations.values_mut() {
-            for (from, body) in generation.notifications() {
-                let Some((sign, key)) = Sign::parse(&body) else {
-                    events.push(TransportEvent::Notification { from, body });
-                    continue;
-                };
-                let over = self.takers.heard(&from, sign, key, Instant::now());
-                events.extend(over.map(|(id, error)| TransportEvent::OfferFailed { id, error }));
-            }
+            events.extend(events_of(generation.notifications(), &mut self.takers));
         }
         let now = Instant::now();
         if now >= self.next_look {
@@ -534,6 +563,18 @@ unsafe impl Transport for NixlTransport {
         // NIXL has no descriptor to wait on.
         false
     }
+}
+
+/// What notifications mean: signs are for the takers' list, the rest for operations.
+fn events_of(notifications: Vec<(String, Vec<u8>)>, takers: &mut Takers) -> Vec<TransportEvent> {
+    let event = |(from, body): (String, Vec<u8>)| match Sign::parse(&body) {
+        Some((sign, key)) => {
+            let over = takers.heard(&from, sign, key, Instant::now());
+            over.map(|(id, error)| TransportEvent::OfferFailed { id, error })
+        }
+        None => Some(TransportEvent::Notification { from, body }),
+    };
+    notifications.into_iter().filter_map(event).collect()
 }
 
 fn check_covered(peer: &Peer, remote: &[Region]) -> Result<(), TransportError> {
