@@ -101,6 +101,9 @@ mod device;
 mod driver;
 mod dtype;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod layout;
 mod memory;
 mod op;

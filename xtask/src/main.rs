@@ -7,6 +7,7 @@ mod cargo;
 mod check;
 mod demo;
 mod env;
+mod fuzz;
 mod layout;
 mod process;
 mod setup;
@@ -23,6 +24,7 @@ How long they take (two cores, fast line; first run, then later runs):
   demo     2 min to build; then seconds
   test     about 17 min; then 5
   verify   10 min or more, by design
+  fuzz     1 min to build; then 15 s for each million executions
   bench    3 min to build; then 1 to 2 min
 
 Start with `cargo xtask demo`. It needs neither NIXL nor Python.";
@@ -46,6 +48,8 @@ enum Command {
     Test(check::Args),
     /// Run the long checks: more schedules, more kills, more random layouts
     Verify(verify::Args),
+    /// Feed damaged input to everything that reads what a peer wrote, guided by coverage
+    Fuzz(fuzz::Args),
     /// Compare with the Python original, side by side on this machine
     Bench(bench::Args),
 }
@@ -61,6 +65,7 @@ fn main() -> Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => check::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
     }
 }

@@ -5,7 +5,7 @@
 //! know by name; what it returns is valid, and stays so (P5). Whether the agent inside is the right one is
 //! for the transport to find out.
 
-mod blob;
+pub(crate) mod blob;
 mod descriptor;
 mod envelope;
 mod error;
