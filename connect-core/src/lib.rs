@@ -128,5 +128,6 @@ pub use stats::Stats;
 pub use task::{Task, Wait};
 pub use tensors::{NamedTensors, ReadableTensor, ReadableTensors};
 pub use wire::{
-    MediaDescriptor, MetadataError, RdmaMetadata, SerializedDescriptor, TensorEnvelope, TensorSpec,
+    Digest, DigestMismatch, MediaDescriptor, MetadataError, RdmaMetadata, SerializedDescriptor,
+    TensorEnvelope, TensorSpec,
 };

@@ -5,12 +5,16 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cargo::{cargo, require_peers};
+use crate::fuzz;
 use crate::process;
 use crate::setup::{self, Group};
 
 /// Random cases for each property, where `cargo test` takes 256. What 256 cases miss has shown within a few
 /// thousand.
 const CASES: u32 = 20_000;
+
+/// Executions of the fuzz targets: about three minutes.
+const EXECUTIONS: u64 = 10_000_000;
 
 /// Which tests.
 #[derive(clap::Args)]
@@ -25,6 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("The long checks take 10 min or more on two cores, after the build.");
     setup::ensure(&Group::ALL)?;
     process::run(tests(&["connect-core", "connect-tests"]).env("PROPTEST_CASES", CASES.to_string()))?;
+    fuzz::all(EXECUTIONS)?;
     // Operations that are dropped, refused and cut off at every moment, and processes that end: each round
     // meets other interleavings.
     for round in 1..=args.rounds {

@@ -60,3 +60,20 @@ fn check_cover(regions: &[RemoteRegion], region: &RemoteRegion) {
 pub(super) fn parse_refused(bytes: &[u8]) -> Result<(), crate::transport::TransportError> {
     Blob::parse(bytes).map(drop)
 }
+
+#[cfg(test)]
+#[test]
+fn the_golden_blob_is_read_and_spliced() {
+    let hex = include_str!("../../golden/nixl_blob.hex").trim();
+    assert_eq!(data_encoding::HEXLOWER.encode(OTHER), hex);
+    let blob = parse(OTHER);
+    assert_eq!(blob.agent, "decode-0-0123456789ab-1");
+    let region = RemoteRegion { memory_type: 0, addr: 0x7f00_0000_1000, len: 4096, device: 0 };
+    assert_eq!(blob.regions, [region]);
+    // The partial metadata of no regions, and of one: as NIXL writes them, and what becomes of the two.
+    let memory = OTHER.windows(10).position(|window| window == b"MemSection").expect("it has one");
+    let none = [&OTHER[..memory], b"MemSection|nixlSecElms\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0|"].concat();
+    assert_eq!(parse(&none).regions, []);
+    assert_eq!(splice(&none, OTHER).as_deref(), Some(OTHER));
+    assert_eq!(splice(OTHER, &none), Some(none));
+}
