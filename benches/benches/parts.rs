@@ -3,8 +3,8 @@
 
 use std::hint::black_box;
 
-use connect_core::{Device, OperationKind, RdmaMetadata, Region};
-use criterion::{Criterion, criterion_group, criterion_main};
+use connect_core::{Device, Digest, OperationKind, RdmaMetadata, Region};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 fn document(descriptors: u64) -> RdmaMetadata {
     let regions: Vec<Region> = (0..descriptors)
@@ -32,5 +32,16 @@ fn metadata(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, metadata);
+/// What a sender and a receiver that ask for digests pay, each on one core.
+fn digest(c: &mut Criterion) {
+    let mut group = c.benchmark_group("digest");
+    for (name, len) in [("4 KiB", 4 << 10), ("1 MiB", 1 << 20), ("64 MiB", 64 << 20)] {
+        let bytes: Vec<u8> = (0..len).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        group.throughput(Throughput::Bytes(bytes.len() as u64));
+        group.bench_function(name, |b| b.iter(|| Digest::of(black_box(&bytes))));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, metadata, digest);
 criterion_main!(benches);

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use candle_core::{DType, DeviceLocation, Tensor};
-use connect_core::Error;
 use connect_core::layout::LayoutError;
 use connect_core::wire::MetadataError;
+use connect_core::{DigestMismatch, Error};
 
 /// Why a tensor could not be sent or received. Each message names the tensor and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +82,10 @@ pub enum TensorError {
     /// The envelope is malformed, or a set of tensors makes no valid one (two of the same name, say).
     #[error("envelope refused: {0}")]
     Envelope(#[from] MetadataError),
+    /// A tensor arrived that is not what was sent. It is not handed out, and neither are the others of its
+    /// set; have them sent again.
+    #[error(transparent)]
+    Digest(#[from] DigestMismatch),
     /// Candle refused.
     #[error("candle refused {tensor}: {source}")]
     Candle {

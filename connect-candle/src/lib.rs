@@ -24,6 +24,7 @@
 //! | offer a tensor, or a view of one | [`TensorExt::send_readable`] |
 //! | offer many tensors as one operation | [`send_tensors`] |
 //! | read what a peer offers, into new tensors | [`recv_new`] |
+//! | both, and know that every byte is as it was sent | [`send_tensors_with_digests`], [`recv_verified`] |
 //! | read what a peer offers, into an existing tensor | [`TensorExt::recv_into`] |
 //! | have a peer write into a new tensor | [`recv_writable`] |
 //! | write a tensor into a peer's memory | [`TensorExt::send_into`] |
@@ -67,8 +68,8 @@ pub use connect_core::{ReadableTensor, ReadableTensors};
 pub use dtype::{candle_dtype, dtype_of};
 pub use error::{TensorError, TensorInfo};
 pub use ext::TensorExt;
-pub use recv::{WritableTensor, recv_new, recv_writable};
-pub use send::send_tensors;
+pub use recv::{WritableTensor, recv_new, recv_verified, recv_writable};
+pub use send::{send_tensors, send_tensors_with_digests};
 
 /// The tensors of one receive, by name. [`Into`] a `HashMap`, they are what `VarBuilder::from_tensors` takes.
 pub type NamedTensors = connect_core::NamedTensors<candle_core::Tensor>;

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use candle_core::{Storage, StorageRef, Tensor};
-use connect_core::{Region, SourceMemory};
+use connect_core::{Digest, Region, SourceMemory};
 
 use crate::error::{TensorError, TensorInfo};
 use crate::hold::{self, Slot};
@@ -54,6 +54,13 @@ impl TensorSource {
         self.pins.push(pin);
         self.regions.extend(regions);
         Ok(count)
+    }
+
+    /// The digest of a tensor whose storage was pinned by [`add`](Self::add) just now: nobody can have changed it
+    /// since, nor will before the offer ends.
+    pub(crate) fn digest(&self, tensor: &Tensor, info: &TensorInfo) -> Result<Digest, TensorError> {
+        let pin = self.pins.last().expect("the tensor was added");
+        view::digest(pin.storage(), tensor.layout(), info)
     }
 
     /// Cuts the pieces where the peer's end, for an operation that pairs them.

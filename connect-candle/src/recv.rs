@@ -39,19 +39,42 @@ use crate::{NamedTensors, Pending};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
+/// Tensors for which the envelope has a digest are checked, in one pass over their bytes on the thread that
+/// waits or polls.
+///
 /// # Errors
 /// [`TensorError::DType`] for an element type that Candle lacks, [`TensorError::Allocation`] for shapes
-/// beyond the memory there is, [`TensorError::Operation`] when the transfer fails.
+/// beyond the memory there is, [`TensorError::Operation`] when the transfer fails, [`TensorError::Digest`]
+/// when what arrived is not what was sent; no tensor is handed out then.
 pub fn recv_new(connector: &Connector, envelope: &TensorEnvelope) -> Pending<NamedTensors> {
     let fresh = match fresh_for(envelope) {
         Ok(fresh) => fresh,
         Err(error) => return Task::ready(Err(error)),
     };
-    read(connector, envelope.metadata(), fresh, |received| {
+    let specs = envelope.tensors().to_vec();
+    read(connector, envelope.metadata(), fresh, move |received| {
         let (filled, report) = FreshTensors::filled(received);
+        for (spec, filled) in specs.iter().zip(&filled) {
+            spec.check_digest([view::bytes(&filled.storage)])?;
+        }
         let tensors = filled.into_iter().map(|filled| (filled.name.clone(), into_tensor(filled)));
         Ok(NamedTensors::new(tensors.collect(), report))
     })
+}
+
+/// The same for receivers that must be able to check what arrives: an envelope in which a tensor has no digest
+/// is refused before anything is transferred.
+///
+/// A digest is worth what the way of the envelope is worth: whoever can change the envelope can change the
+/// digest in it. See [`send_tensors_with_digests`](crate::send_tensors_with_digests).
+///
+/// # Errors
+/// As [`recv_new`], and [`TensorError::Envelope`] for a tensor without a digest.
+pub fn recv_verified(connector: &Connector, envelope: &TensorEnvelope) -> Pending<NamedTensors> {
+    match envelope.require_digests() {
+        Ok(()) => recv_new(connector, envelope),
+        Err(missing) => Task::ready(Err(missing.into())),
+    }
 }
 
 /// Offers memory for a new tensor, for one peer to write.

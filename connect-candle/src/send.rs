@@ -33,11 +33,52 @@ pub fn send_tensors<'a, N: AsRef<str>>(
     connector: &Connector,
     tensors: impl IntoIterator<Item = (N, &'a Tensor)>,
 ) -> Pending<ReadableTensors> {
+    send(connector, tensors, false)
+}
+
+/// The same with a digest of each tensor in the envelope, by which the receiver can tell that it has every
+/// byte as it was sent.
+///
+/// The digests are computed before this returns, in one pass over the bytes by BLAKE3 on the calling thread.
+/// A receiver that takes nothing without them calls [`recv_verified`](crate::recv_verified).
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use connect_candle::{recv_verified, send_tensors_with_digests};
+/// use connect_core::Connector;
+///
+/// let connector = Connector::local()?;
+/// let k = Tensor::ones((2, 8), DType::BF16, &Device::Cpu)?;
+/// let offer = send_tensors_with_digests(&connector, [("k", &k)]).wait()?;
+/// let tensors = recv_verified(&connector, offer.envelope()).wait()?;
+/// assert_eq!(tensors["k"].dims(), [2, 8]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// As [`send_tensors`].
+pub fn send_tensors_with_digests<'a, N: AsRef<str>>(
+    connector: &Connector,
+    tensors: impl IntoIterator<Item = (N, &'a Tensor)>,
+) -> Pending<ReadableTensors> {
+    send(connector, tensors, true)
+}
+
+fn send<'a, N: AsRef<str>>(
+    connector: &Connector,
+    tensors: impl IntoIterator<Item = (N, &'a Tensor)>,
+    with_digests: bool,
+) -> Pending<ReadableTensors> {
     let mut source = TensorSource::default();
     let mut specs = Vec::new();
     let mut first_descriptor = 0;
     for (name, tensor) in tensors {
-        match add(&mut source, name.as_ref(), tensor, first_descriptor) {
+        let added = add(&mut source, name.as_ref(), tensor, first_descriptor);
+        let digested = |spec: TensorSpec| {
+            let digest = source.digest(tensor, &TensorInfo::new(name.as_ref(), tensor))?;
+            Ok(spec.with_digest(digest))
+        };
+        match if with_digests { added.and_then(digested) } else { added } {
             Ok(spec) => {
                 first_descriptor += spec.descriptor_count;
                 specs.push(spec);

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, Layout, Storage};
 use connect_core::layout::{self, LayoutError, Run};
-use connect_core::{Device, RdmaMetadata, Region};
+use connect_core::{Device, Digest, RdmaMetadata, Region};
 
 use crate::dtype;
 use crate::error::{TensorError, TensorInfo};
@@ -60,6 +60,21 @@ pub(crate) fn source_regions(
     let (runs, element_bytes) = (runs(storage, view, info)?, element_bytes(storage));
     layout::check_fragmentation(&runs, element_bytes).map_err(|source| refused(info, source))?;
     regions(storage, &runs, element_bytes, info)
+}
+
+/// The digest of the view's elements, in row-major order.
+pub(crate) fn digest(storage: &Storage, view: &Layout, info: &TensorInfo) -> Result<Digest, TensorError> {
+    let storage = cpu(storage, info)?;
+    let (runs, size) = (runs(storage, view, info)?, element_bytes(storage));
+    // Also asks whether the runs are inside the storage.
+    regions(storage, &runs, size, info)?;
+    let bytes = bytes(storage);
+    Ok(Digest::of_pieces(runs.iter().map(|run| &bytes[run.offset * size..][..run.len * size])))
+}
+
+/// All of the storage's bytes.
+pub(crate) fn bytes(storage: &CpuStorage) -> &[u8] {
+    with_vec!(storage, vec => bytemuck::cast_slice(vec))
 }
 
 /// The runs to write to: in elements, each element once, and inside the storage.

@@ -110,6 +110,16 @@ pub enum LayoutError {
 /// # Errors
 /// A negative stride, numbers beyond the address space, or more than [`MAX_RUNS`] runs.
 pub fn contiguous_runs(dims: &[usize], strides: &[isize], offset: usize) -> Result<Vec<Run>, LayoutError> {
+    runs_within(dims, strides, offset, MAX_RUNS)
+}
+
+/// The same with another limit.
+pub(crate) fn runs_within(
+    dims: &[usize],
+    strides: &[isize],
+    offset: usize,
+    max: usize,
+) -> Result<Vec<Run>, LayoutError> {
     if dims.len() != strides.len() {
         return Err(LayoutError::RankMismatch { dims: dims.len(), strides: strides.len() });
     }
@@ -127,10 +137,10 @@ pub fn contiguous_runs(dims: &[usize], strides: &[isize], offset: usize) -> Resu
     let blocks = outer.iter().try_fold(1usize, |n, axis| n.checked_mul(axis.dim)).ok_or_else(overflow)?;
     // Merged axes touch only where an outer index steps, so at most every second seam closes: this bounds
     // the loop below before it starts.
-    if blocks > 2 * MAX_RUNS {
+    if blocks > 2 * max {
         return Err(LayoutError::TooManyRuns);
     }
-    walk(outer, block, offset, blocks)
+    walk(outer, block, offset, blocks, max)
 }
 
 /// Refuses views in so many tiny pieces that copying them once is cheaper than describing them.
@@ -171,8 +181,8 @@ pub fn regions(
 ) -> Result<Vec<Region>, LayoutError> {
     let region = |run: &Run| {
         let end = run.offset.checked_add(run.len).and_then(|end| end.checked_mul(element_bytes));
-        let needed = end.unwrap_or(usize::MAX);
-        if needed > storage_bytes {
+        if end.is_none_or(|end| end > storage_bytes) {
+            let needed = end.unwrap_or(usize::MAX);
             return Err(LayoutError::OutOfBounds { needed, available: storage_bytes });
         }
         let addr = base.checked_add((run.offset * element_bytes) as u64);
@@ -250,12 +260,18 @@ fn check_extent(axes: &[Axis], offset: usize) -> Option<usize> {
 }
 
 /// Visits the `blocks` blocks that the `outer` axes span, and merges those that touch.
-fn walk(outer: &[Axis], block: usize, offset: usize, blocks: usize) -> Result<Vec<Run>, LayoutError> {
-    let mut runs: Vec<Run> = Vec::with_capacity(blocks.min(MAX_RUNS));
+fn walk(
+    outer: &[Axis],
+    block: usize,
+    offset: usize,
+    blocks: usize,
+    max: usize,
+) -> Result<Vec<Run>, LayoutError> {
+    let mut runs: Vec<Run> = Vec::with_capacity(blocks.min(max));
     let mut index = vec![0usize; outer.len()];
     let mut at = offset;
     for _ in 0..blocks {
-        let full = runs.len() == MAX_RUNS;
+        let full = runs.len() == max;
         match runs.last_mut() {
             Some(last) if last.offset + last.len == at => last.len += block,
             _ if full => return Err(LayoutError::TooManyRuns),
@@ -435,6 +451,8 @@ mod tests {
             Err(LayoutError::OutOfBounds { needed: 24, available: 23 })
         );
         assert!(regions(Device::CPU, 1000, 23, &[run(usize::MAX, 2)], 4).is_err());
+        // A storage as large as the address space holds no run that ends beyond it.
+        assert!(regions(Device::CPU, 1000, usize::MAX, &[run(1 << 62, 2)], 4).is_err());
     }
 
     #[test]

@@ -102,6 +102,9 @@ mod driver;
 mod dtype;
 mod error;
 mod fingerprint;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod layout;
 mod memory;
 mod op;
@@ -126,5 +129,6 @@ pub use stats::Stats;
 pub use task::{Task, Wait};
 pub use tensors::{NamedTensors, ReadableTensor, ReadableTensors};
 pub use wire::{
-    MediaDescriptor, MetadataError, RdmaMetadata, SerializedDescriptor, TensorEnvelope, TensorSpec,
+    Digest, DigestMismatch, MediaDescriptor, MetadataError, RdmaMetadata, SerializedDescriptor,
+    TensorEnvelope, TensorSpec,
 };

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use connect_core::layout::LayoutError;
-use connect_core::{DType, Device, Error, MetadataError};
+use connect_core::{DType, Device, DigestMismatch, Error, MetadataError};
 
 /// Why a tensor could not be sent or received. Each message names the tensor and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +56,10 @@ pub enum TensorError {
     /// The envelope is malformed, or a set of tensors makes no valid one (two of the same name, say).
     #[error("envelope refused: {0}")]
     Envelope(#[from] MetadataError),
+    /// A tensor arrived that is not what was sent. It is not handed out, and neither are the others of its
+    /// set; have them sent again.
+    #[error(transparent)]
+    Digest(#[from] DigestMismatch),
     /// libtorch refused.
     #[error("libtorch refused {tensor}: {reason}")]
     Torch {

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "implements TargetMemory for tensors of libtorch's own allocation")]
 
 use connect_core::layout;
-use connect_core::{Device, Received, Region, Report, TargetMemory};
+use connect_core::{Device, Received, Region, Report, TargetMemory, TensorSpec};
 use tch::{Kind, Tensor};
 
 use crate::error::{TensorError, TensorInfo, first_line};
@@ -52,6 +52,21 @@ impl FreshTensors {
             .map_err(|source| TensorError::Layout { tensor: info.clone(), source })?;
         self.regions.extend(pieces);
         self.tensors.push((info.name.clone(), tensor));
+        Ok(())
+    }
+
+    /// Checks what arrived against the digests of the envelope whose tensors these are.
+    pub(crate) fn check_digests(received: &Received<Self>, specs: &[TensorSpec]) -> Result<(), TensorError> {
+        let bytes = |region: &Region| {
+            let start = std::ptr::with_exposed_provenance::<u8>(region.addr() as usize);
+            // SAFETY: the region is memory of one of the tensors, which live as long as `received` and whose
+            // only handles are in there. The operation has given them back, so all of it has been written and
+            // nobody writes to it any more.
+            unsafe { std::slice::from_raw_parts(start, region.len() as usize) }
+        };
+        for spec in specs {
+            spec.check_digest(received.memory.regions[spec.descriptors()].iter().map(bytes))?;
+        }
         Ok(())
     }
 

@@ -19,17 +19,26 @@ use crate::{NamedTensors, Pending};
 ///
 /// libtorch allocates them, the bytes arrive in place, and nobody else has a handle before they have.
 ///
+/// Tensors for which the envelope has a digest are checked, in one pass over their bytes on the thread that
+/// waits or polls. To take nothing without one, ask
+/// [`TensorEnvelope::require_digests`](connect_core::TensorEnvelope::require_digests) first.
+///
 /// # Errors
 /// [`TensorError::DType`] for an element type that tch lacks, [`TensorError::Allocation`] for shapes beyond
-/// the memory there is, [`TensorError::Operation`] when the transfer fails.
+/// the memory there is, [`TensorError::Operation`] when the transfer fails, [`TensorError::Digest`] when what
+/// arrived is not what was sent; no tensor is handed out then.
 pub fn recv_new(connector: &Connector, envelope: &TensorEnvelope) -> Pending<NamedTensors> {
     let fresh = match fresh_for(envelope) {
         Ok(fresh) => fresh,
         Err(error) => return Task::ready(Err(error)),
     };
-    Task::after(connector.begin_read(envelope.metadata(), fresh), |begun| match begun {
-        Ok(operation) => Task::after(operation.wait_for_completion(), |ended| {
-            let received = ended.map_err(|failed| TensorError::from(failed.error)).map(FreshTensors::filled);
+    let specs = envelope.tensors().to_vec();
+    Task::after(connector.begin_read(envelope.metadata(), fresh), move |begun| match begun {
+        Ok(operation) => Task::after(operation.wait_for_completion(), move |ended| {
+            let received = ended.map_err(|failed| TensorError::from(failed.error)).and_then(|received| {
+                FreshTensors::check_digests(&received, &specs)?;
+                Ok(FreshTensors::filled(received))
+            });
             Task::ready(received.map(|(tensors, report)| NamedTensors::new(tensors, report)))
         }),
         Err(failed) => Task::ready(Err(failed.error.into())),

@@ -7,6 +7,7 @@ mod cargo;
 mod check;
 mod demo;
 mod env;
+mod fuzz;
 mod layout;
 mod process;
 mod promises;
@@ -25,6 +26,7 @@ How long they take (two cores, fast line; first run, then later runs):
   demo     2 min to build; then seconds
   test     about 17 min; then 5
   verify   10 min or more, by design
+  fuzz     1 min to build; then 15 s for each million executions
   bench    3 min to build; then 1 to 2 min
 
 Start with `cargo xtask demo`. It needs neither NIXL nor Python.";
@@ -47,9 +49,11 @@ enum Command {
     /// Run everything CI runs, each step with its time
     Test(step::Args),
     /// Run the long checks: more schedules, more kills, more random layouts
-    Verify(step::Args),
+    Verify(verify::Args),
     /// Write the list of the promises' tests into docs/reliability.md
     Promises,
+    /// Feed damaged input to everything that reads what a peer wrote, guided by coverage
+    Fuzz(fuzz::Args),
     /// Compare with the Python original, side by side on this machine
     Bench(bench::Args),
 }
@@ -64,8 +68,9 @@ fn main() -> Result<()> {
         Command::Env => env::run(),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => step::run(check::STEPS, &args),
-        Command::Verify(args) => step::run(verify::STEPS, &args),
+        Command::Verify(args) => verify::run(&args),
         Command::Promises => promises::write(),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
     }
 }

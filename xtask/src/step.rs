@@ -9,11 +9,11 @@ use crate::process;
 use crate::setup::{self, Group};
 
 /// Which steps.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct Args {
     /// Only these steps, by name
     #[arg(long, value_name = "STEP", value_delimiter = ',')]
-    only: Vec<String>,
+    pub(crate) only: Vec<String>,
     /// Go on after a step that failed
     #[arg(long)]
     keep_going: bool,

@@ -25,7 +25,7 @@ const BASE64_PREFIX: &str = "b64:";
 const FIRST_CAPACITY: usize = 4 << 10;
 
 /// Compresses a blob and writes it as base64, as current peers do.
-pub(super) fn encode(blob: &[u8]) -> String {
+pub(crate) fn encode(blob: &[u8]) -> String {
     let mut zlib = ZlibEncoder::new(Vec::new(), Compression::new(ZLIB_LEVEL));
     zlib.write_all(blob).expect("a vector takes every byte");
     let compressed = zlib.finish().expect("a vector takes every byte");
@@ -35,13 +35,18 @@ pub(super) fn encode(blob: &[u8]) -> String {
 }
 
 /// The same compressed bytes in hex.
-pub(super) fn to_hex(text: &str) -> Result<String, MetadataError> {
+pub(crate) fn to_hex(text: &str) -> Result<String, MetadataError> {
     Ok(HEXLOWER.encode(&compressed(text)?))
 }
 
 /// The blob. No more than [`MAX_BLOB_BYTES`] are ever inflated, whatever the text expands to.
 pub(super) fn decode(text: &str) -> Result<Vec<u8>, MetadataError> {
-    inflate(&compressed(text)?, MAX_BLOB_BYTES)
+    decode_within(text, MAX_BLOB_BYTES)
+}
+
+/// The same with another limit.
+pub(crate) fn decode_within(text: &str, max: usize) -> Result<Vec<u8>, MetadataError> {
+    inflate(&compressed(text)?, max)
 }
 
 fn compressed(text: &str) -> Result<Vec<u8>, MetadataError> {
@@ -53,7 +58,7 @@ fn compressed(text: &str) -> Result<Vec<u8>, MetadataError> {
 }
 
 /// Inflates exactly one zlib stream of at most `max` bytes, with nothing behind it.
-fn inflate(input: &[u8], max: usize) -> Result<Vec<u8>, MetadataError> {
+pub(crate) fn inflate(input: &[u8], max: usize) -> Result<Vec<u8>, MetadataError> {
     let invalid = |reason: String| MetadataError::Encoding { expected: "zlib", reason };
     // One byte more than allowed tells a blob of just `max` bytes from a longer one.
     let limit = max + 1;

@@ -121,6 +121,18 @@ impl TensorEnvelope {
         place.ok().map(|place| &self.tensors[self.by_name[place]])
     }
 
+    /// Refuses an envelope whose tensors do not all have a digest: for receivers that must be able to check
+    /// what arrives.
+    ///
+    /// # Errors
+    /// [`MetadataError::DigestMissing`], naming the first tensor without one. Ask the sender for digests.
+    pub fn require_digests(&self) -> Result<(), MetadataError> {
+        match self.tensors.iter().find(|tensor| tensor.digest.is_none()) {
+            Some(tensor) => Err(MetadataError::DigestMissing { name: json::quoted(&tensor.name) }),
+            None => Ok(()),
+        }
+    }
+
     /// The sender's own fields.
     pub fn extra(&self) -> &BTreeMap<String, Value> {
         &self.extra

@@ -127,6 +127,12 @@ pub enum MetadataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A receiver that requires digests got a tensor without one.
+    #[error("tensor {name:?} has no digest, and this receiver takes none without")]
+    DigestMissing {
+        /// Which tensor.
+        name: String,
+    },
     /// More tensors than an envelope takes.
     #[error("{count} tensors are more than the limit of {max}")]
     TooManyTensors {

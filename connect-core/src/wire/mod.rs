@@ -5,11 +5,14 @@
 //! know by name; what it returns is valid, and stays so (P5). Whether the agent inside is the right one is
 //! for the transport to find out.
 
-mod blob;
+pub(crate) mod blob;
 mod descriptor;
+mod digest;
 mod envelope;
 mod error;
 mod extra;
+#[cfg(test)]
+mod golden;
 mod json;
 mod media;
 mod metadata;
@@ -19,6 +22,7 @@ mod transfer_spec;
 pub use crate::memory::MAX_DESCRIPTORS;
 pub use blob::MAX_BLOB_BYTES;
 pub use descriptor::SerializedDescriptor;
+pub use digest::{Digest, DigestMismatch};
 pub use envelope::{ENVELOPE_VERSION, MAX_ENVELOPE_BYTES, MAX_TENSORS, TensorEnvelope};
 pub use error::MetadataError;
 pub use media::{MEDIA_TENSOR_NAME, MediaDescriptor};

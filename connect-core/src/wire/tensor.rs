@@ -5,6 +5,7 @@ use std::ops::Range;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::MetadataError;
+use super::digest::{self, Digest, DigestMismatch};
 use super::json::{self, List};
 use crate::dtype::{DType, ParseDTypeError};
 
@@ -35,6 +36,9 @@ pub struct TensorSpec {
     pub descriptor_count: usize,
     /// Its length in bytes.
     pub byte_len: u64,
+    /// What its bytes hash to, if the sender wants them checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
 }
 
 impl TensorSpec {
@@ -56,10 +60,33 @@ impl TensorSpec {
             first_descriptor: descriptors.start,
             descriptor_count: descriptors.len(),
             byte_len: 0,
+            digest: None,
         };
         spec.byte_len = spec.implied_len()?;
         spec.check()?;
         Ok(spec)
+    }
+
+    /// The same with a digest of its bytes, for receivers to check.
+    #[must_use]
+    pub fn with_digest(mut self, digest: Digest) -> Self {
+        self.digest = Some(digest);
+        self
+    }
+
+    /// Checks what arrived, in pieces cut anywhere, against the digest. A tensor without one passes: whoever
+    /// needs digests asks [`TensorEnvelope::require_digests`](super::TensorEnvelope::require_digests) before
+    /// the transfer.
+    ///
+    /// # Errors
+    /// [`DigestMismatch`]. Use none of the bytes; have them sent again.
+    pub fn check_digest<'a>(&self, pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<(), DigestMismatch> {
+        let Some(expected) = self.digest else { return Ok(()) };
+        let found = Digest::of_pieces(pieces);
+        if found != expected {
+            return Err(DigestMismatch { name: json::quoted(&self.name), expected, found });
+        }
+        Ok(())
     }
 
     /// How many elements it has; `u64::MAX` for a shape whose product 64 bits can't hold, which no envelope
@@ -149,11 +176,14 @@ pub(super) struct RawTensor {
     descriptor_count: u64,
     #[serde(deserialize_with = "byte_len")]
     byte_len: u64,
+    #[serde(default, deserialize_with = "digest::text")]
+    digest: Option<String>,
 }
 
 impl RawTensor {
     pub(super) fn check(self) -> Result<TensorSpec, MetadataError> {
         let (dtype, shape) = check_type(&self.field_name, &self.dtype_str, self.shape)?;
+        let digest = self.digest.map(|text| text.parse()).transpose()?;
         // What does not fit an index is beyond any list's end, where an envelope's check finds it.
         let index = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
         let spec = TensorSpec {
@@ -163,6 +193,7 @@ impl RawTensor {
             first_descriptor: index(self.first_descriptor),
             descriptor_count: index(self.descriptor_count),
             byte_len: self.byte_len,
+            digest,
         };
         spec.check()?;
         Ok(spec)

@@ -66,6 +66,22 @@ pub(super) fn valgrind(outcome: &mut Outcome) -> Result<()> {
     counted(valgrind.env("PROPTEST_CASES", "8"), outcome)
 }
 
+/// Every order in which two threads can meet in the driver's hand-offs, by loom, which replaces their primitives.
+pub(super) fn loom(outcome: &mut Outcome) -> Result<()> {
+    let mut loom = cargo("test");
+    loom.args([
+        "--release",
+        "--locked",
+        "--package",
+        "connect-core",
+        "--lib",
+        "--target-dir",
+        "target/loom",
+        "loom",
+    ]);
+    counted(loom.env("RUSTFLAGS", "--cfg loom"), outcome)
+}
+
 /// Builds a library's unit tests, and says which program they are.
 fn test_program(package: &str) -> Result<String> {
     let messages = process::output(cargo("test").args([

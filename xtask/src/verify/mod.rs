@@ -10,7 +10,24 @@ use anyhow::{Context, Result};
 
 use crate::cargo::{cargo, require_peers};
 use crate::setup::Group;
-use crate::step::{Outcome, Step, counted};
+use crate::step::{self, Outcome, Step, counted};
+use crate::{fuzz, process};
+
+/// Which checks.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Also the checks that take longer: about an hour on two cores
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    steps: step::Args,
+}
+
+/// Steps of the model's state machines.
+const STEPS_OF_THE_MODEL: u32 = 1_000_000;
+
+/// Executions of all fuzz targets together.
+const EXECUTIONS: u64 = 10_000_000;
 
 /// Random cases for each property, where `cargo test` takes 256. What 256 cases miss has shown within a few
 /// thousand.
@@ -19,10 +36,31 @@ const CASES: u32 = 20_000;
 /// How often the tests that race are run; each round meets other interleavings.
 const ROUNDS: u32 = 10;
 
-/// All steps.
+/// The steps that are not part of `--all` only: ten minutes on two cores, after the build.
+const BRIEF: usize = 4;
+
+/// All steps, the brief ones first.
 pub(crate) const STEPS: &[Step] = &[
-    Step { name: "properties", what: "every property, 20,000 cases", needs: &Group::ALL, run: properties },
-    Step { name: "races", what: "the tests that race, ten times", needs: &Group::ALL, run: races },
+    Step { name: "model", what: "random schedules, a million steps", needs: &[], run: model },
+    Step {
+        name: "kills-local",
+        what: "2,000 peers killed or stopped over local",
+        needs: &[],
+        run: |_| storm("local", 2000),
+    },
+    Step {
+        name: "kills-nixl",
+        what: "200 peers killed or stopped over NIXL",
+        needs: &[Group::Nixl],
+        run: |_| storm("nixl", 200),
+    },
+    Step {
+        name: "fuzz",
+        what: "ten million executions of the fuzz targets",
+        needs: &[],
+        run: |_| fuzz::all(EXECUTIONS),
+    },
+    Step { name: "loom", what: "every interleaving of the hand-offs", needs: &[], run: checkers::loom },
     Step {
         name: "asan",
         what: "the embedded transport under AddressSanitizer",
@@ -36,7 +74,77 @@ pub(crate) const STEPS: &[Step] = &[
         needs: &Group::ALL,
         run: mutants::run,
     },
+    Step { name: "network", what: "two hosts, a bad cable", needs: &[Group::Nixl], run: network },
+    Step { name: "properties", what: "every property, 20,000 cases", needs: &Group::ALL, run: properties },
+    Step { name: "races", what: "the tests that race, ten times", needs: &Group::ALL, run: races },
+    Step {
+        name: "soak-local",
+        what: "two million operations over local",
+        needs: &[],
+        run: |_| soak("local"),
+    },
+    Step {
+        name: "soak-nixl",
+        what: "two million operations over NIXL",
+        needs: &[Group::Nixl],
+        run: |_| soak("nixl"),
+    },
 ];
+
+/// The command.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut steps = args.steps.clone();
+    if !args.all && steps.only.is_empty() {
+        println!("The brief checks; --all takes an hour more.");
+        steps.only = STEPS[..BRIEF].iter().map(|step| step.name.to_owned()).collect();
+    }
+    step::run(STEPS, &steps)
+}
+
+fn model(outcome: &mut Outcome) -> Result<()> {
+    let mut model = cargo("test");
+    model.args([
+        "--release",
+        "--locked",
+        "--package",
+        "connect-core",
+        "--lib",
+        "driver::model",
+        "--",
+        "--nocapture",
+    ]);
+    counted(model.env("CONNECT_STEPS", STEPS_OF_THE_MODEL.to_string()), outcome)
+}
+
+fn storm(transport: &str, rounds: u32) -> Result<()> {
+    let rounds = rounds.to_string();
+    process::run(program("storm").args(["--transport", transport, "--rounds", &rounds]))
+}
+
+fn soak(transport: &str) -> Result<()> {
+    process::run(program("soak").args(["--transport", transport, "--operations", "2000000"]))
+}
+
+fn program(name: &str) -> Command {
+    let mut cargo = cargo("run");
+    cargo.args([
+        "--release",
+        "--locked",
+        "--package",
+        "connect-tests",
+        "--features",
+        "nixl",
+        "--bin",
+        name,
+        "--",
+    ]);
+    cargo
+}
+
+fn network(outcome: &mut Outcome) -> Result<()> {
+    let mut network = tests(&["connect-tests"]);
+    counted(network.args(["--test", "network"]).env("CONNECT_REQUIRE_NETWORK", "1"), outcome)
+}
 
 fn properties(outcome: &mut Outcome) -> Result<()> {
     let mut tests = tests(&["connect-core", "connect-tests"]);

@@ -75,13 +75,13 @@ impl Address {
         if version != VERSION {
             return Err(Malformed(format!("version {version}; this library reads {VERSION}")));
         }
-        let host = reader.string(MAX_HOST, "host id")?;
+        let host = reader.line(MAX_HOST, "host id")?;
         let path = reader.bytes(MAX_PATH, "socket path")?.to_vec();
-        let worker_id = reader.string(MAX_NAME, "worker id")?;
-        let incarnation = reader.string(MAX_NAME, "incarnation")?;
+        let worker_id = reader.line(MAX_NAME, "worker id")?;
+        let incarnation = reader.line(MAX_NAME, "incarnation")?;
         reader.finish()?;
-        if path[0] != b'/' || path.contains(&0) {
-            return Err(Malformed::new("the socket path is not an absolute path"));
+        if path[0] != b'/' || path.iter().any(u8::is_ascii_control) {
+            return Err(Malformed::new("the socket path is not a plain absolute path"));
         }
         Ok(Self { host, path: PathBuf::from(std::ffi::OsString::from_vec(path)), worker_id, incarnation })
     }
@@ -139,9 +139,24 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_path_is_refused() {
-        let blob = Address { path: "run/socket".into(), ..address() }.encode();
-        assert!(Address::decode(&blob).is_err());
+    fn a_path_that_is_relative_or_breaks_a_log_line_is_refused() {
+        for path in ["run/socket", "/run/a\nb", "/run/\0"] {
+            let blob = Address { path: path.into(), ..address() }.encode();
+            assert!(Address::decode(&blob).is_err(), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_breaks_a_log_line_is_refused() {
+        for name in ["a\nb", "\u{1b}[2J", "\u{85}"] {
+            for address in [
+                Address { host: name.into(), ..address() },
+                Address { worker_id: name.into(), ..address() },
+                Address { incarnation: name.into(), ..address() },
+            ] {
+                assert!(Address::decode(&address.encode()).is_err(), "{name:?}");
+            }
+        }
     }
 
     proptest::proptest! {

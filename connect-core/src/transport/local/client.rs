@@ -242,6 +242,10 @@ impl Client {
         id: TransferId,
         frame: Frame,
     ) -> Result<(), TransportError> {
+        // No request was sent before the greeting, so nothing can be answered.
+        if conn.server.is_none() {
+            return Err(conn.violation("an answer before the greeting"));
+        }
         // What was released is of no interest any more.
         let Some(active) = self.transfers.get_mut(&id) else { return Ok(()) };
         if active.conn != conn.watched.token {

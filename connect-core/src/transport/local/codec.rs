@@ -68,9 +68,18 @@ impl<'a> Reader<'a> {
     }
 
     /// The same as UTF-8.
-    pub(super) fn string(&mut self, max: usize, what: &str) -> Result<String, Malformed> {
+    fn string(&mut self, max: usize, what: &str) -> Result<String, Malformed> {
         let bytes = self.bytes(max, what)?;
         String::from_utf8(bytes.to_vec()).map_err(|_| Malformed(format!("{what} is not UTF-8")))
+    }
+
+    /// A name or a sentence: UTF-8 without control characters, because it ends up in logs and errors.
+    pub(super) fn line(&mut self, max: usize, what: &str) -> Result<String, Malformed> {
+        let line = self.string(max, what)?;
+        if line.contains(char::is_control) {
+            return Err(Malformed(format!("{what} has control characters")));
+        }
+        Ok(line)
     }
 
     /// Refuses what is left over.

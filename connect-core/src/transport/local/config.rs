@@ -19,7 +19,7 @@ pub struct LocalConfig {
     allow_other_users: bool,
     data_path: DataPath,
     /// Lets tests of one process take the path between processes.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) never_direct: bool,
 }
 
@@ -81,7 +81,7 @@ impl LocalConfig {
     }
 
     pub(super) fn may_copy_directly(&self) -> bool {
-        #[cfg(test)]
+        #[cfg(any(test, fuzzing))]
         if self.never_direct {
             return false;
         }

@@ -198,6 +198,8 @@ impl Frame {
                 }
             }
             Self::Refused(reason) => {
+                // The reader takes one line.
+                let reason = reason.replace(char::is_control, " ");
                 let mut end = reason.len().min(MAX_REASON);
                 while !reason.is_char_boundary(end) {
                     end -= 1;
@@ -233,7 +235,7 @@ impl Frame {
             Kind::Data => return Err(Malformed::new("Data has no body to decode")),
             Kind::Done => Self::Done,
             Kind::Ok => Self::Ok,
-            Kind::Refused => Self::Refused(reader.string(MAX_REASON, "reason")?),
+            Kind::Refused => Self::Refused(reader.line(MAX_REASON, "reason")?),
             Kind::Revoked => Self::Revoked,
             Kind::Abort => Self::Abort,
             Kind::Aborted => Self::Aborted,
@@ -264,8 +266,8 @@ impl Hello {
         Ok(Self {
             nonce_addr: reader.u64("nonce address")?,
             nonce: reader.array("nonce")?,
-            worker_id: reader.string(MAX_NAME, "worker id")?,
-            incarnation: reader.string(MAX_NAME, "incarnation")?,
+            worker_id: reader.line(MAX_NAME, "worker id")?,
+            incarnation: reader.line(MAX_NAME, "incarnation")?,
         })
     }
 
@@ -415,6 +417,17 @@ mod tests {
         put_bytes(&mut body, b"key");
         body.extend_from_slice(&u32::MAX.to_le_bytes());
         assert!(Frame::decode(Kind::Read, &body).is_err());
+    }
+
+    #[test]
+    fn what_ends_up_in_a_log_is_one_line() {
+        let mut bytes = vec![];
+        Frame::Refused("two\nlines".into()).encode(1, &mut bytes);
+        let (header, body) = split(&bytes);
+        assert_eq!(Frame::decode(header.kind, body), Ok(Frame::Refused("two lines".into())));
+        let mut body = body.to_vec();
+        body[5] = 0x1b;
+        assert!(Frame::decode(Kind::Refused, &body).is_err());
     }
 
     #[test]

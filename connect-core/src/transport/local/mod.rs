@@ -39,6 +39,8 @@ mod copy;
 mod cursor;
 mod endpoint;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod grant;
 mod lease;
 mod link;
@@ -94,14 +96,14 @@ impl LocalTransport {
     /// Opens a socket for peers.
     ///
     /// # Errors
-    /// A name in `context` that is empty or longer than 256 bytes, or a directory, socket or other descriptor
-    /// that can't be made.
+    /// A name in `context` that is empty, longer than 256 bytes or has control characters, or a directory,
+    /// socket or other descriptor that can't be made.
     pub fn new(config: LocalConfig, context: &TransportContext) -> Result<Self, TransportError> {
         for name in [&context.worker_id, &context.incarnation] {
-            if name.is_empty() || name.len() > MAX_NAME {
+            if name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control) {
                 return Err(TransportError::Protocol(format!(
-                    "a worker id or incarnation has {} bytes; it must have 1 to {MAX_NAME}",
-                    name.len()
+                    "{name:?} can't be a worker id or incarnation: it must have 1 to {MAX_NAME} bytes and no \
+                     control characters",
                 )));
             }
         }

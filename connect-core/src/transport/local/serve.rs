@@ -70,7 +70,8 @@ impl Server {
         worked
     }
 
-    fn admit(&mut self, node: &Node, stream: UnixStream) -> Result<(), TransportError> {
+    /// Takes a connection in, within the limits.
+    pub(super) fn admit(&mut self, node: &Node, stream: UnixStream) -> Result<(), TransportError> {
         let failed = |error| TransportError::resource("accepting a peer", error);
         stream.set_nonblocking(true).map_err(failed)?;
         let link = Link::new(OwnedFd::from(stream))?;

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::super::Digest;
 use super::super::tensor::{MAX_DIMS, MAX_TENSOR_NAME_BYTES};
 use super::*;
 use crate::{DType, Device, OperationKind, Region};
@@ -125,6 +126,59 @@ fn a_tensor_that_contradicts_itself_is_refused() {
         assert_refused(with(pointer, value), reason);
     }
     assert!(with("/tensors/1/shape", json!([u64::MAX, u64::MAX, 0])).is_ok(), "zero times anything is zero");
+}
+
+#[test]
+fn a_digest_travels_with_its_tensor_and_is_checked() {
+    let bytes = [7u8; 96];
+    let (metadata, mut tensors, _) = three().into_parts();
+    tensors[0] = tensors[0].clone().with_digest(Digest::of(&bytes));
+    let sent = TensorEnvelope::new(metadata, tensors).unwrap();
+    let read = TensorEnvelope::from_json(&sent.to_json()).unwrap();
+    assert_eq!(read, sent);
+    let tensor = read.get("k.0").unwrap();
+    assert_eq!(tensor.check_digest([&bytes[..48], &bytes[48..]]), Ok(()));
+    assert_eq!(tensor.check_digest([&bytes[..]]), Ok(()));
+    for at in [0, 47, 48, 95] {
+        let mut flipped = bytes;
+        flipped[at] ^= 1;
+        let error = tensor.check_digest([&flipped[..]]).unwrap_err();
+        assert!(error.name == "k.0" && error.expected == Digest::of(&bytes), "{error}");
+        assert!(error.to_string().starts_with("tensor \"k.0\" is not what was sent"), "{error}");
+    }
+    assert!(tensor.check_digest([&bytes[..95]]).is_err(), "a byte is missing");
+}
+
+#[test]
+fn a_receiver_that_requires_digests_refuses_an_envelope_without_them() {
+    let digest = |mut spec: TensorSpec| {
+        spec.digest = Some(Digest::of(b""));
+        spec
+    };
+    let (metadata, tensors, _) = three().into_parts();
+    let all: Vec<_> = tensors.into_iter().map(digest).collect();
+    assert_eq!(TensorEnvelope::new(metadata.clone(), all.clone()).unwrap().require_digests(), Ok(()));
+    for missing in 0..all.len() {
+        let mut tensors = all.clone();
+        tensors[missing].digest = None;
+        let name = tensors[missing].name.clone();
+        let envelope = TensorEnvelope::new(metadata.clone(), tensors).unwrap();
+        assert_eq!(envelope.require_digests(), Err(MetadataError::DigestMissing { name }));
+    }
+}
+
+#[test]
+fn a_digest_that_is_none_is_refused() {
+    let with = |digest: &str| {
+        let to = format!("\"byte_len\":0,\"digest\":{digest}");
+        TensorEnvelope::from_json(&three().to_json().replacen("\"byte_len\":0", &to, 1))
+    };
+    for digest in ["\"\"", "\"md5:00\"", "\"blake3:00\""] {
+        assert_refused(with(digest), "digest: ");
+    }
+    assert_refused(with("null"), "expected `digest` to be a string");
+    assert_refused(with("[]"), "expected `digest` to be a string");
+    assert!(with(&format!("\"{}\"", Digest::of(b""))).is_ok());
 }
 
 #[test]

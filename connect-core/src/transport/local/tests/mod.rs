@@ -1,5 +1,6 @@
 //! Two connectors stepped in turn on one thread, in all ways that bytes can take.
 
+mod golden;
 mod hostile;
 mod processes;
 mod refusals;
