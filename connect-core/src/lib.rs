@@ -52,6 +52,7 @@
 //! | [`Pending`], [`Completion`] | the two answers of an operation: it is open, it has ended |
 //! | [`Deadline`] | when an operation must have ended; 30 s unless set |
 //! | [`Error`], [`Failed`] | why it failed, whose side that is on, and what became of the memory |
+//! | [`Cancellation`] | what a cancel found: nothing begun, a quiet end, memory that stays parked, or an operation that had ended |
 //! | [`Report`], [`Stats`] | what moved and how long each part took; what the connector did so far |
 //! | [`transport`] | how bytes move: [`local`](transport::local) always, `nixl` by feature |
 //!
@@ -66,7 +67,8 @@
 //!    its [`Descriptor`], to have it too).
 //! 4. After a failure: back with [`Recovered::Returned`] if the transport says that nothing will touch it any
 //!    more. If it can't say so, the memory is *parked*: the connector keeps it until it is quiet, counts it in
-//!    [`Stats::parked_bytes`], and only then frees it.
+//!    [`Stats::parked_bytes`], and only then frees it. Once more could be parked than
+//!    [`ConnectorBuilder::parked_limit`] allows, new operations are refused with [`Error::ParkedLimit`].
 //!
 //! Dropping a handle cancels its operation, and 4 holds. Dropping the last handle of a connector ends the
 //! connector, waits for that a quarter of a second at most, and 4 holds; [`Connector::shutdown`] waits as long
@@ -115,7 +117,7 @@ pub use connector::{Connector, ConnectorBuilder};
 pub use deadline::Deadline;
 pub use device::{Device, DeviceKind, ParseDeviceError};
 pub use dtype::{DType, ParseDTypeError};
-pub use error::{Context, Error, ErrorCategory, Failed, Recovered};
+pub use error::{Cancellation, Context, Error, ErrorCategory, Failed, Recovered};
 pub use memory::{Descriptor, DescriptorMut, MemoryError, Region, SourceMemory, TargetMemory};
 pub use op::{
     Completion, OperationKind, OperationName, OperationStatus, Pending, ReadOperation, ReadableOperation,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use crate::error::{Context, Error};
@@ -21,6 +22,9 @@ pub(crate) struct OpInfo {
     /// The other side's name, once known.
     pub(crate) peer: OnceLock<String>,
     pub(crate) slot: Slot,
+    /// Cancelled or dropped by its caller. Tells the driver not to start it, if it comes in time; the command
+    /// that follows ends an operation that has started.
+    pub(crate) withdrawn: AtomicBool,
     pub(crate) span: tracing::Span,
     pub(crate) counters: Arc<Counters>,
 }

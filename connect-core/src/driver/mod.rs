@@ -18,6 +18,7 @@ mod watchdog;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ use peers::Peers;
 pub(crate) use port::{Command, Inbox, Port, Request, Start, channel};
 pub(crate) use watchdog::Deadlines;
 
-use crate::error::Error;
+use crate::error::{Cancellation, Error};
 use crate::op::slot::{Opened, Outcome};
 use crate::op::state::{Event, Memory, Phase, Verdict, Why};
 use crate::op::{OperationKind, OperationStatus, Report};
@@ -109,6 +110,10 @@ fn run(
     }
     deadlines.close();
     end.reached();
+}
+
+fn still_busy(call: &'static str) -> TransportError {
+    TransportError::Engine { call, status: "the memory of a completed operation is still busy".to_owned() }
 }
 
 struct Driver {
@@ -238,6 +243,14 @@ impl Driver {
         if self.closing.is_some() {
             return self.refuse(operation, Error::ShutDown);
         }
+        if info.withdrawn.load(Ordering::Relaxed) {
+            let step = operation.machine.on(Event::Stop(Why::Cancelled, Quiescence::Quiet));
+            return self.settle(
+                &mut operation,
+                step.verdict.unwrap_or(Verdict::Stopped(Why::Cancelled)),
+                true,
+            );
+        }
         if let Some(deadline) = info.deadline {
             self.next_deadline = Some(self.next_deadline.map_or(deadline, |next| next.min(deadline)));
         }
@@ -347,19 +360,19 @@ impl Driver {
         };
         let _ = operation.info.peer.set(from);
         let id = operation.info.id;
-        if let Some((offer, _)) = operation.offer {
-            // The peer is done with the memory, whatever this side thinks of the operation by now.
-            let _ = self.transport.end_offer(offer, true);
+        // The peer is done with the memory, whatever this side thinks of the operation by now.
+        operation.ending = true;
+        let offer = operation.offer.as_ref().map(|(offer, _)| *offer);
+        match offer.map_or(Quiescence::Quiet, |offer| self.transport.end_offer(offer, true)) {
+            Quiescence::Quiet => self.happened(id, Event::Completed),
+            // Not what a transport should do, but the memory comes first.
+            Quiescence::Busy => self.fail(id, still_busy("end_offer"), Quiescence::Busy),
         }
-        self.happened(id, Event::Completed);
     }
 
     fn offer_failed(&mut self, offer: OfferId, error: TransportError) {
         let Some(id) = self.offers.get(&offer).copied() else { return };
-        if let Some(operation) = self.operations.get_mut(&id) {
-            operation.ending = true;
-        }
-        let quiet = self.transport.end_offer(offer, false);
+        let quiet = self.let_go(id);
         self.fail(id, error, quiet);
     }
 
@@ -403,13 +416,7 @@ impl Driver {
                 match self.transport.release(transfer) {
                     Quiescence::Quiet => self.happened(id, Event::Completed),
                     // Not what a transport should do, but the memory comes first.
-                    Quiescence::Busy => {
-                        let source = TransportError::Engine {
-                            call: "release",
-                            status: "a completed transfer is still busy".to_owned(),
-                        };
-                        self.fail(id, source, Quiescence::Busy);
-                    }
+                    Quiescence::Busy => self.fail(id, still_busy("release"), Quiescence::Busy),
                 }
                 true
             }
@@ -472,7 +479,7 @@ impl Driver {
         let info = Arc::clone(&operation.info);
         self.deadlines.remove(&info);
         stats::sub(&self.counters.open, 1);
-        let result = self.verdict_to_result(operation, verdict);
+        let result = self.verdict_to_result(operation, verdict, quiet);
         let memory = if quiet { operation.memory.take() } else { None };
         if !quiet {
             operation.parked = true;
@@ -502,12 +509,24 @@ impl Driver {
         });
     }
 
-    fn verdict_to_result(&self, operation: &mut Operation, verdict: Verdict) -> Result<Report, Error> {
+    fn verdict_to_result(
+        &self,
+        operation: &mut Operation,
+        verdict: Verdict,
+        quiet: bool,
+    ) -> Result<Report, Error> {
         let info = &operation.info;
         match verdict {
             Verdict::Complete => Ok(operation.report(self.transport.backend())),
             Verdict::Failed => Err(operation.error.take().unwrap_or(Error::ShutDown)),
-            Verdict::Stopped(Why::Cancelled) => Err(Error::Cancelled { context: info.context() }),
+            Verdict::Stopped(Why::Cancelled) => {
+                let outcome = match (operation.opened_at, quiet) {
+                    (None, _) => Cancellation::NeverStarted,
+                    (Some(_), true) => Cancellation::Drained,
+                    (Some(_), false) => Cancellation::Parked,
+                };
+                Err(Error::Cancelled { context: info.context(), outcome })
+            }
             Verdict::Stopped(Why::Deadline) => Err(info.deadline_exceeded()),
             Verdict::Stopped(Why::ShutDown) => Err(Error::ShutDown),
         }

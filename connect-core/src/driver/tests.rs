@@ -10,7 +10,8 @@ use crate::transport::{
     TransportEvent, TransportFactory,
 };
 use crate::{
-    Connector, Device, Error, OperationKind, RdmaMetadata, Recovered, Region, SourceMemory, TargetMemory,
+    Cancellation, Connector, Device, Error, OperationKind, RdmaMetadata, Recovered, Region, SourceMemory,
+    TargetMemory,
 };
 
 /// What the scripted transport does.
@@ -19,6 +20,7 @@ struct Script {
     poll_blocks: Option<Duration>,
     poll_panics: bool,
     busy: Arc<AtomicBool>,
+    offers: Arc<AtomicUsize>,
 }
 
 struct Scripted {
@@ -51,7 +53,8 @@ unsafe impl Transport for Scripted {
     }
 
     unsafe fn offer(&mut self, _: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {
-        Ok((OfferId(1), b"blob".to_vec()))
+        let id = self.script.offers.fetch_add(1, Ordering::SeqCst) as u64;
+        Ok((OfferId(id), b"blob".to_vec()))
     }
 
     fn end_offer(&mut self, _: OfferId, completed: bool) -> Quiescence {
@@ -200,14 +203,65 @@ fn p1_a_cancelled_operation_gives_its_memory_back_when_it_is_quiet_in_time_and_e
     let connector = script.connector();
     let operation = connector.begin_read(&metadata(), Counted::new().0).wait().unwrap();
     let failed = operation.cancel().wait().err().expect("it was cancelled");
-    assert!(matches!(failed.error, Error::Cancelled { .. }) && failed.memory.is_parked(), "{failed:?}");
+    assert!(matches!(failed.error, Error::Cancelled { outcome: Cancellation::Parked, .. }), "{failed:?}");
+    assert!(failed.memory.is_parked());
 
     let operation = connector.begin_read(&metadata(), Counted::new().0).wait().unwrap();
     let cancelled = operation.cancel();
     thread::sleep(Duration::from_millis(20));
     script.busy.store(false, Ordering::SeqCst);
-    let failed = cancelled.wait().err().expect("it was cancelled");
+    let cancelled = cancelled.wait();
+    assert_eq!(Cancellation::of(&cancelled), Cancellation::Drained);
+    let failed = cancelled.err().expect("it was cancelled");
     assert!(matches!(failed.memory, Recovered::Returned(_)), "{failed:?}");
+}
+
+#[test]
+fn an_operation_cancelled_before_it_began_never_reaches_the_transport() {
+    let script = Script { poll_blocks: Some(Duration::from_millis(300)), ..Script::default() };
+    let connector = script.connector();
+    let (memory, _) = Counted::new();
+    let blocking = connector.begin_read(&metadata(), memory).wait();
+    let cancelled = connector.create_writable(Counted::new().0).cancel();
+    let (memory, dropped) = Counted::new();
+    drop(connector.create_readable(memory));
+    let cancelled = cancelled.wait();
+    assert_eq!(Cancellation::of(&cancelled), Cancellation::NeverStarted);
+    assert!(cancelled.expect_err("it was cancelled").memory.returned().is_some());
+    eventually("what is dropped before it began is freed", || dropped.load(Ordering::SeqCst) == 1);
+    assert_eq!(script.offers.load(Ordering::SeqCst), 0);
+    assert_eq!(connector.stats().cancelled, 2);
+    drop(blocking);
+}
+
+#[test]
+fn p1_no_operation_is_taken_while_it_could_bring_parked_memory_above_the_limit() {
+    let script = Script { busy: Arc::new(AtomicBool::new(true)), ..Script::default() };
+    let connector =
+        Connector::builder().transport(script.clone().factory()).parked_limit(100).build().unwrap();
+    // Above the limit, but nothing is parked yet.
+    let larger = connector.create_writable(vec![0u8; 101]).wait().unwrap();
+    drop(connector.create_readable(Counted::new().0).wait().unwrap());
+    eventually("64 bytes are parked", || connector.stats().parked_bytes == 64);
+
+    let failed = connector.begin_read(&metadata(), Counted::new().0).wait().expect_err("128 bytes");
+    assert!(
+        matches!(failed.error, Error::ParkedLimit { bytes: 64, parked: 64, limit: 100, .. })
+            && failed.error.is_retryable()
+            && failed.memory.returned().is_some()
+    );
+    assert!(matches!(connector.create_readable(vec![0u8; 37]).wait(), Err(Error::ParkedLimit { .. })));
+    let smaller = connector.create_readable(vec![0u8; 36]).wait().unwrap();
+    let stats = connector.stats();
+    assert_eq!((stats.refused, stats.parked_limit, stats.started), (2, 100, 3));
+
+    // Those that are open go on, and may still park.
+    drop(larger);
+    eventually("both are parked", || connector.stats().parked_bytes == 165);
+    script.busy.store(false, Ordering::SeqCst);
+    eventually("nothing is parked", || connector.stats().parked == 0);
+    drop(connector.create_readable(Counted::new().0).wait().unwrap());
+    drop(smaller);
 }
 
 #[test]
