@@ -3,8 +3,9 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::clock::Clock;
 use crate::deadline::Deadline;
 use crate::driver::{self, Command, Deadlines, End, OpInfo, Port, Request, Start};
 use crate::error::{Error, Failed, Recovered};
@@ -52,6 +53,7 @@ pub(crate) struct Core {
     pub(crate) port: Port,
     deadlines: Arc<Deadlines>,
     counters: Arc<Counters>,
+    clock: Clock,
     next_id: AtomicU64,
     worker_id: String,
     transport: &'static str,
@@ -240,7 +242,7 @@ impl Connector {
 
     fn info(&self, name: OperationName, bytes: u64, descriptors: usize, deadline: Deadline) -> Arc<OpInfo> {
         let id = self.core.next_id.fetch_add(1, Ordering::Relaxed);
-        let created = Instant::now();
+        let created = self.core.clock.now();
         Arc::new(OpInfo {
             id,
             name,
@@ -248,6 +250,7 @@ impl Connector {
             bytes,
             descriptors,
             created,
+            clock: self.core.clock.clone(),
             deadline: deadline.resolve(created),
             peer: OnceLock::new(),
             slot: Slot::new(),
@@ -266,6 +269,31 @@ impl fmt::Debug for Connector {
             .field("backend", &self.core.backend)
             .field("deadline", &self.deadline)
             .finish()
+    }
+}
+
+#[cfg(test)]
+impl Connector {
+    /// A connector without threads: whoever has the other end of `port` drives it, and the one who has
+    /// `deadlines` watches over that.
+    pub(crate) fn stepped(
+        port: Port,
+        deadlines: Arc<Deadlines>,
+        counters: Arc<Counters>,
+        clock: Clock,
+    ) -> Self {
+        let core = Core {
+            port,
+            deadlines,
+            counters,
+            clock,
+            next_id: AtomicU64::new(1),
+            worker_id: "stepped".to_owned(),
+            transport: "stepped",
+            backend: "stepped".to_owned(),
+            end: Arc::new(End::new()),
+        };
+        Self { core: Arc::new(core), deadline: Deadline::DEFAULT }
     }
 }
 
@@ -402,6 +430,7 @@ impl ConnectorBuilder {
             port,
             deadlines,
             counters,
+            clock: Clock::Real,
             next_id: AtomicU64::new(1),
             worker_id,
             transport: ready.transport,

@@ -97,6 +97,7 @@
 //!   [`transport::local`](transport::local#what-an-offer-allows).
 //! * NIXL can't call back a posted transfer, so a cancel may take as long as the transfer.
 
+mod clock;
 mod connector;
 mod deadline;
 mod device;

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use crate::clock::Clock;
 use crate::error::{Context, Error};
 use crate::op::slot::{Outcome, Slot};
 use crate::op::{OperationName, OperationStatus};
@@ -18,6 +19,7 @@ pub(crate) struct OpInfo {
     pub(crate) bytes: u64,
     pub(crate) descriptors: usize,
     pub(crate) created: Instant,
+    pub(crate) clock: Clock,
     pub(crate) deadline: Option<Instant>,
     /// The other side's name, once known.
     pub(crate) peer: OnceLock<String>,
@@ -37,7 +39,7 @@ impl OpInfo {
             transport: self.transport,
             peer: self.peer.get().cloned(),
             bytes: self.bytes,
-            elapsed: self.created.elapsed(),
+            elapsed: self.clock.now().saturating_duration_since(self.created),
         })
     }
 

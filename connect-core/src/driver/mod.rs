@@ -31,6 +31,7 @@ use peers::Peers;
 pub(crate) use port::{Command, Inbox, Port, Request, Start, channel};
 pub(crate) use watchdog::Deadlines;
 
+use crate::clock::Clock;
 use crate::error::{Cancellation, Error};
 use crate::op::slot::{Opened, Outcome};
 use crate::op::state::{Event, Memory, Phase, Verdict, Why};
@@ -98,8 +99,8 @@ fn run(
     let (name, backend) = (transport.name(), transport.backend().to_owned());
     let _ = ready.send(Ok(Ready { transport: name, backend, end: Arc::clone(&end) }));
 
-    let mut driver = Driver::new(transport, inbox, Arc::clone(&deadlines), counters);
-    if catch_unwind(AssertUnwindSafe(|| driver.run())).is_err() {
+    let mut driver = Driver::new(transport, inbox, Arc::clone(&deadlines), counters, Clock::Real);
+    if catch_unwind(AssertUnwindSafe(|| while driver.turn() {})).is_err() {
         // A bug, in this library or in an engine. Nothing is known about the memory any more, so none of it
         // is freed (P1), and every caller is told (P2).
         tracing::error!("the driver thread panicked; its connector is unusable and its memory is kept");
@@ -121,6 +122,8 @@ struct Driver {
     inbox: Inbox,
     deadlines: Arc<Deadlines>,
     counters: Arc<Counters>,
+    clock: Clock,
+    pace: Pace,
     peers: Peers,
     operations: HashMap<u64, Operation>,
     /// Transfers in flight, in the order in which they are polled next.
@@ -144,12 +147,15 @@ impl Driver {
         inbox: Inbox,
         deadlines: Arc<Deadlines>,
         counters: Arc<Counters>,
+        clock: Clock,
     ) -> Self {
         Self {
+            pace: Pace::new(transport.is_event_driven()),
             transport,
             inbox,
             deadlines,
             counters,
+            clock,
             peers: Peers::default(),
             operations: HashMap::new(),
             in_flight: VecDeque::new(),
@@ -163,25 +169,24 @@ impl Driver {
         }
     }
 
-    fn run(&mut self) {
-        let mut pace = Pace::new(self.transport.is_event_driven());
-        loop {
-            let mut busy = self.take_commands();
-            busy |= self.transport.progress(&mut self.events);
-            busy |= self.route_events();
-            busy |= self.poll_transfers();
-            let now = Instant::now();
-            busy |= self.expire(now);
-            busy |= self.watch(now);
-            if self.closing.is_some() && self.finish_closing(now) {
-                return;
-            }
-            if busy {
-                pace.busy();
-            } else {
-                self.pause(&mut pace, now);
-            }
+    /// Looks at everything once, and pauses if nothing happened. Says whether there will be another turn.
+    fn turn(&mut self) -> bool {
+        let mut busy = self.take_commands();
+        busy |= self.transport.progress(&mut self.events);
+        busy |= self.route_events();
+        busy |= self.poll_transfers();
+        let now = self.clock.now();
+        busy |= self.expire(now);
+        busy |= self.watch(now);
+        if self.closing.is_some() && self.finish_closing(now) {
+            return false;
         }
+        if busy {
+            self.pace.busy();
+        } else {
+            self.pause(now);
+        }
+        true
     }
 
     fn load(&self) -> Load {
@@ -194,8 +199,9 @@ impl Driver {
         }
     }
 
-    fn pause(&mut self, pace: &mut Pace, now: Instant) {
-        let longest = match pace.idle(self.load(), now) {
+    fn pause(&mut self, now: Instant) {
+        let load = self.load();
+        let longest = match self.pace.idle(load, now) {
             Pause::Yield => return thread::yield_now(),
             Pause::Sleep(longest) => Some(longest),
             Pause::Park => None,
@@ -256,7 +262,7 @@ impl Driver {
         }
         match self.open(&mut operation) {
             Ok(opened) => {
-                operation.opened_at = Some(Instant::now());
+                operation.opened_at = Some(self.clock.now());
                 operation.machine.on(Event::Opened);
                 info.slot.set_status(OperationStatus::Initialized);
                 info.slot.open(opened);
@@ -455,9 +461,10 @@ impl Driver {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         let step = operation.machine.on(event);
         if step.memory == Memory::Watch && !std::mem::replace(&mut operation.watched, true) {
-            operation.grace_ends = Instant::now() + CANCEL_GRACE;
+            let now = self.clock.now();
+            operation.grace_ends = now + CANCEL_GRACE;
             self.watched.push(id);
-            self.next_watch = Some(Instant::now());
+            self.next_watch = Some(now);
         }
         let release = step.memory == Memory::Release;
         if !release && step.verdict.is_none() {

@@ -5,6 +5,9 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::{Deadlines, Driver, channel, watchdog};
+use crate::clock::Clock;
+use crate::stats::Counters;
 use crate::transport::{
     Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportError,
     TransportEvent, TransportFactory,
@@ -21,6 +24,7 @@ struct Script {
     poll_panics: bool,
     busy: Arc<AtomicBool>,
     offers: Arc<AtomicUsize>,
+    clock: Clock,
 }
 
 struct Scripted {
@@ -39,6 +43,16 @@ impl Script {
 
     fn connector(&self) -> Connector {
         Connector::builder().transport(self.clone().factory()).build().unwrap()
+    }
+
+    /// A connector whose driver makes a turn when it is told to, in the script's time.
+    fn stepped(&self) -> (Connector, Driver) {
+        let (port, inbox) = channel();
+        let (deadlines, counters) = (Arc::new(Deadlines::default()), Arc::new(Counters::new(u64::MAX)));
+        let connector =
+            Connector::stepped(port, Arc::clone(&deadlines), Arc::clone(&counters), self.clock.clone());
+        let transport = Box::new(Scripted { script: self.clone(), driver: thread::current() });
+        (connector, Driver::new(transport, inbox, deadlines, counters, self.clock.clone()))
     }
 }
 
@@ -97,6 +111,9 @@ unsafe impl Transport for Scripted {
 
     fn wait(&mut self, timeout: Option<Duration>) {
         match timeout {
+            Some(timeout) if matches!(self.script.clock, Clock::Virtual(_)) => {
+                self.script.clock.advance(timeout);
+            }
             Some(timeout) => thread::park_timeout(timeout),
             None => thread::park(),
         }
@@ -174,6 +191,25 @@ fn p2_a_deadline_is_kept_while_the_transport_is_stuck_in_a_call() {
     assert!(started.elapsed() < Duration::from_secs(2), "answered only after the call returned");
     assert_eq!(dropped.load(Ordering::SeqCst), 0, "the transport may still use it");
     eventually("the driver frees the memory once it is back", || dropped.load(Ordering::SeqCst) == 1);
+}
+
+#[test]
+fn p2_a_deadline_of_an_hour_passes_in_virtual_time() {
+    let script = Script { clock: Clock::virtual_time(), ..Script::default() };
+    let (connector, mut driver) = script.stepped();
+    let hour = Duration::from_secs(3600);
+    let offer = connector.with_deadline(hour).create_readable(Counted::new().0);
+    let begun = script.clock.now();
+    driver.turn();
+    let offer = offer.wait().unwrap();
+    while !offer.status().is_final() {
+        assert!(driver.turn());
+        // What a turn takes, which lets the driver's pace go from yielding to sleeping.
+        script.clock.advance(Duration::from_micros(10));
+    }
+    let late = script.clock.now() - begun - hour;
+    assert!(late < watchdog::SLACK, "{late:?}");
+    assert!(matches!(offer.wait_for_completion().wait(), Err(Error::DeadlineExceeded { .. })));
 }
 
 #[test]
