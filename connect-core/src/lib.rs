@@ -108,6 +108,8 @@ pub mod layout;
 mod memory;
 mod op;
 pub mod original;
+#[cfg(test)]
+mod random;
 mod stats;
 mod task;
 mod tensors;

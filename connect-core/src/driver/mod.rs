@@ -7,6 +7,8 @@
 mod closing;
 mod end;
 mod info;
+#[cfg(test)]
+mod model;
 mod operation;
 mod pace;
 mod peers;
@@ -356,9 +358,9 @@ impl Driver {
         any
     }
 
-    /// A notification completes the operation whose key it is, byte for byte, once (P7).
+    /// A notification completes the operation whose key it is, byte for byte. The key is good for one (P7).
     fn notified(&mut self, from: String, body: &[u8]) {
-        let id = std::str::from_utf8(body).ok().and_then(|key| self.keys.get(key).copied());
+        let id = std::str::from_utf8(body).ok().and_then(|key| self.keys.remove(key));
         let Some(operation) = id.and_then(|id| self.operations.get_mut(&id)) else {
             stats::add(&self.counters.unmatched_notifications, 1);
             tracing::debug!(from, bytes = body.len(), "a notification that matches no operation");

@@ -69,6 +69,15 @@ impl<T, E> Pending<T, E> {
         Self { state: State::Ready(Some(Err(error))) }
     }
 
+    /// The operation it is about; `None` when it was refused before it had a number.
+    #[cfg(test)]
+    pub(crate) fn info(&self) -> Option<Arc<OpInfo>> {
+        match &self.state {
+            State::Waiting { handle: Some(handle), .. } => Some(Arc::clone(&handle.info)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn new(handle: Handle, opened: fn(Handle, Opened) -> T, ended: fn(Outcome) -> E) -> Self {
         Self { state: State::Waiting { handle: Some(handle), opened, ended } }
     }
