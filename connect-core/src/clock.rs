@@ -1,6 +1,6 @@
 //! Where the driver and its operations take the time from: [`Clock`].
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[cfg(test)]
 pub(crate) use virtual_time::Virtual;
@@ -24,6 +24,15 @@ impl Clock {
             Self::Real => Instant::now(),
             #[cfg(test)]
             Self::Virtual(time) => time.now(),
+        }
+    }
+
+    /// Blocks the calling thread; virtual time passes at once.
+    pub(crate) fn sleep(&self, time: Duration) {
+        match self {
+            Self::Real => std::thread::sleep(time),
+            #[cfg(test)]
+            Self::Virtual(_) => self.advance(time),
         }
     }
 }

@@ -54,7 +54,7 @@
 //! | [`Error`], [`Failed`] | why it failed, whose side that is on, and what became of the memory |
 //! | [`Cancellation`] | what a cancel found: nothing begun, a quiet end, memory that stays parked, or an operation that had ended |
 //! | [`Report`], [`Stats`] | what moved and how long each part took; what the connector did so far |
-//! | [`transport`] | how bytes move: [`local`](transport::local) always, `nixl` by feature |
+//! | [`transport`] | how bytes move: [`local`](transport::local) always, `nixl` by feature; and [`fault`](transport::fault), which makes either fail on purpose in your tests |
 //!
 //! Which of these a class or method of the Python original has become, and which of its defects are gone, is
 //! in [`original`].
@@ -108,7 +108,6 @@ pub mod layout;
 mod memory;
 mod op;
 pub mod original;
-#[cfg(test)]
 mod random;
 mod stats;
 mod task;

@@ -13,6 +13,7 @@
 
 mod caller;
 mod memory;
+mod probe;
 mod sim;
 
 use std::cell::RefCell;
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use caller::{Caller, Ended};
 use memory::Ledger;
+use probe::Probe;
 use sim::{Net, Sim};
 
 use super::{CANCEL_GRACE, Deadlines, Driver, PARKED_INTERVAL, WATCH_INTERVAL, channel};
@@ -30,7 +32,8 @@ use crate::clock::Clock;
 use crate::op::state::{self, Phase};
 use crate::random::Random;
 use crate::stats::Counters;
-use crate::transport::TransportError;
+use crate::transport::fault::{Control, Plan};
+use crate::transport::{Transport, TransportError};
 use crate::{
     Cancellation, Connector, Deadline, Device, Error, OperationKind, OperationName, Pending, RdmaMetadata,
     Recovered, Region,
@@ -50,6 +53,8 @@ struct World {
     clock: Clock,
     ledger: Ledger,
     net: Rc<RefCell<Net>>,
+    /// In half of all worlds the transport is made faulty on top.
+    faults: Option<Control>,
     deadlines: Arc<Deadlines>,
     /// `None` once the last handle is dropped.
     connector: Option<Connector>,
@@ -98,13 +103,21 @@ impl World {
         let counters = Arc::new(Counters::new(limit));
         let connector =
             Connector::stepped(port, Arc::clone(&deadlines), Arc::clone(&counters), clock.clone());
-        let transport = Box::new(Sim(Rc::clone(&net)));
+        let mut transport: Box<dyn Transport> = Box::new(Sim(Rc::clone(&net)));
+        let mut faults = None;
+        if random.one_in(2) {
+            let (faulty, control) = Plan::random(random.next()).around(transport, &clock);
+            transport = faulty;
+            faults = Some(control);
+        }
+        let transport = Box::new(Probe::new(transport, Rc::clone(&net)));
         let driver = Driver::new(transport, inbox, Arc::clone(&deadlines), counters, clock.clone());
         Self {
             random,
             clock,
             ledger,
             net,
+            faults,
             deadlines,
             connector: Some(connector),
             driver: Some(driver),
@@ -141,12 +154,23 @@ impl World {
                 self.keys = keys;
             }
             50..52 => self.clock.advance(Duration::from_micros(self.random.below(20_000))),
+            54 => self.disturb(),
             52 if self.random.one_in(20) => self.shut_down(),
             53 if self.random.one_in(30) => self.connector = None,
             _ => {
                 self.clock.advance(Duration::from_micros(self.random.below(100)));
                 self.turn();
             }
+        }
+    }
+
+    /// Peers vanish, and liars claim that offers are complete, open ones among them.
+    fn disturb(&mut self) {
+        let Some(faults) = &self.faults else { return };
+        if self.random.one_in(20) {
+            faults.vanish();
+        } else if let Some(n) = (self.keys.len() as u64).checked_sub(1) {
+            faults.inject("liar", self.keys[self.random.below(n + 1) as usize].as_bytes());
         }
     }
 
@@ -275,7 +299,7 @@ impl World {
         let ended = stats.completed + stats.failed + stats.cancelled;
         assert!(ended <= stats.started, "an operation ended twice: {stats:?}");
         let net = self.net.borrow();
-        assert_eq!(net.matched + stats.unmatched_notifications, net.delivered, "P7: {stats:?}");
+        assert_eq!(net.notes.matched + stats.unmatched_notifications, net.notes.delivered, "P7: {stats:?}");
         let Some(driver) = &self.driver else { return };
         let operations = || driver.operations.values();
         let parked = || operations().filter(|operation| operation.machine.phase() == Phase::Parked);
@@ -289,7 +313,7 @@ impl World {
         let (name, addr, now) = (caller.name, caller.addr, self.clock.now());
         let info = caller.info.as_ref().expect("what was refused is judged at once");
         let net = &mut *self.net.borrow_mut();
-        let told = net.told.get(&addr).cloned();
+        let told = net.notes.told.get(&addr).cloned();
         let began = told.is_some();
         let told = told.unwrap_or_default();
         let before_deadline = |at: Instant| info.deadline.is_none_or(|deadline| at < deadline);
@@ -324,9 +348,9 @@ impl World {
                 let contradiction =
                     matches!(source, TransportError::Engine { call: "release" | "end_offer", .. });
                 let own = told.cause.as_ref().is_some_and(|(cause, _)| cause == source);
-                let unclaimed = net.unclaimed.iter().position(|cause| cause == source);
+                let unclaimed = net.notes.unclaimed.iter().position(|cause| !own && cause == source);
                 if let Some(at) = unclaimed {
-                    net.unclaimed.swap_remove(at);
+                    net.notes.unclaimed.swap_remove(at);
                 }
                 assert!(
                     own || unclaimed.is_some() || (contradiction && told.contradicted),
@@ -370,6 +394,9 @@ impl World {
             self.connector_end();
         }
         self.net.borrow_mut().heal();
+        if let Some(faults) = &self.faults {
+            faults.heal();
+        }
         for turns in 0.. {
             assert!(turns < TURNS_TO_REST, "P2: it does not come to rest: {}", self.callers.len());
             self.clock.advance(Duration::from_millis(1));
@@ -385,7 +412,8 @@ impl World {
             }
         }
         *seen.entry("watchdog").or_default() += self.net.borrow().late_answers;
-        *seen.entry("stray").or_default() += self.net.borrow().delivered - self.net.borrow().matched;
+        *seen.entry("stray").or_default() +=
+            self.net.borrow().notes.delivered - self.net.borrow().notes.matched;
         // The list of what is watched is tidied when it is looked at next.
         self.clock.advance(PARKED_INTERVAL);
         self.turn();

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::memory::Ledger;
+use super::probe::Notes;
 use crate::Device;
 use crate::clock::Clock;
 use crate::driver::{Deadlines, OpInfo};
@@ -18,17 +19,6 @@ use crate::transport::{
     Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportError,
     TransportEvent,
 };
-
-/// What the driver was told about the operation whose memory is at an address.
-#[derive(Default, Clone)]
-pub(super) struct Told {
-    /// Its notification was handed out, or its transfer said to be complete.
-    pub(super) completed_at: Option<Instant>,
-    /// The first failure, and when.
-    pub(super) cause: Option<(TransportError, Instant)>,
-    /// It was said to be complete and busy at once.
-    pub(super) contradicted: bool,
-}
 
 struct SimOffer {
     addr: u64,
@@ -67,13 +57,7 @@ pub(super) struct Net {
     pub(super) clock: Clock,
     pub(super) ledger: Ledger,
     pub(super) deadlines: Arc<Deadlines>,
-    pub(super) told: BTreeMap<u64, Told>,
-    /// Failures of calls that name no memory: whoever gets one is the only one.
-    pub(super) unclaimed: Vec<TransportError>,
-    /// Notifications handed to the driver.
-    pub(super) delivered: u64,
-    /// Offers that the driver ended as completed.
-    pub(super) matched: u64,
+    pub(super) notes: Notes,
     /// Operations that the watchdog answered while the driver was stuck.
     pub(super) late_answers: u64,
     /// While one of these has not ended, the driver must not sleep beyond its moment.
@@ -100,10 +84,7 @@ impl Net {
             clock,
             ledger,
             deadlines,
-            told: BTreeMap::new(),
-            unclaimed: Vec::new(),
-            delivered: 0,
-            matched: 0,
+            notes: Notes::default(),
             late_answers: 0,
             wake_by: Vec::new(),
             healed: false,
@@ -131,19 +112,6 @@ impl Net {
             1 => TransportError::Refused(format!("cause {n}")),
             _ => TransportError::Engine { call: "sim", status: format!("cause {n}") },
         }
-    }
-
-    /// A failure of the operation at `addr`, remembered as its first if it is.
-    fn fail(&mut self, addr: u64) -> TransportError {
-        let (cause, now) = (self.cause(), self.clock.now());
-        self.told.entry(addr).or_default().cause.get_or_insert((cause.clone(), now));
-        cause
-    }
-
-    fn early_failure(&mut self) -> TransportError {
-        let cause = self.cause();
-        self.unclaimed.push(cause.clone());
-        cause
     }
 
     fn chance(&mut self, n: u64) -> bool {
@@ -216,17 +184,16 @@ unsafe impl Transport for Sim {
 
     fn check_device(&self, _: Device) -> Result<(), TransportError> {
         let mut net = self.0.borrow_mut();
-        if net.chance(100) { Err(net.early_failure()) } else { Ok(()) }
+        if net.chance(100) { Err(net.cause()) } else { Ok(()) }
     }
 
     unsafe fn offer(&mut self, offer: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {
         let net = &mut *self.0.borrow_mut();
         let addr = offer.regions[0].addr();
         if net.chance(30) {
-            return Err(net.fail(addr));
+            return Err(net.cause());
         }
         net.ledger.may_touch(offer.regions);
-        net.told.entry(addr).or_default();
         let (id, now) = (net.id(), net.clock.now());
         // Peers come at once, later, or never; some say so twice, in any order.
         let copies = match net.random.below(16) {
@@ -262,7 +229,6 @@ unsafe impl Transport for Sim {
     fn end_offer(&mut self, OfferId(id): OfferId, completed: bool) -> Quiescence {
         let net = &mut *self.0.borrow_mut();
         let now = net.clock.now();
-        net.matched += u64::from(completed);
         let Some(offer) = net.offers.get_mut(&id) else {
             net.violation("it ended an offer that was quiet", id);
             return Quiescence::Quiet;
@@ -274,7 +240,7 @@ unsafe impl Transport for Sim {
         let quiet_at = offer.busy_for.map(|busy_for| now + busy_for);
         let quiet = match completed {
             true if offer.contradicts => {
-                net.told.entry(offer.addr).or_default().contradicted = true;
+                net.notes.told.entry(offer.addr).or_default().contradicted = true;
                 offer.quiet_at = quiet_at;
                 false
             }
@@ -324,7 +290,7 @@ unsafe impl Transport for Sim {
     fn connect(&mut self, _: &[u8]) -> Result<(PeerId, String), TransportError> {
         let net = &mut *self.0.borrow_mut();
         if net.chance(10) {
-            return Err(net.early_failure());
+            return Err(net.cause());
         }
         let id = net.id();
         net.peers.insert(id);
@@ -342,10 +308,9 @@ unsafe impl Transport for Sim {
         }
         let addr = transfer.local[0].addr();
         if net.chance(30) {
-            return Err(net.fail(addr));
+            return Err(net.cause());
         }
         net.ledger.may_touch(transfer.local);
-        net.told.entry(addr).or_default();
         let id = net.id();
         let polls_left = match net.random.below(8) {
             0 => 0,
@@ -372,7 +337,6 @@ unsafe impl Transport for Sim {
             self.get_stuck();
         }
         let net = &mut *self.0.borrow_mut();
-        let now = net.clock.now();
         let advanced = net.random.one_in(2);
         let Some(transfer) = net.transfers.get_mut(&id) else {
             net.violation("it polled a transfer that was quiet", id);
@@ -389,12 +353,10 @@ unsafe impl Transport for Sim {
             return Ok(TransferState::Pending { advanced });
         }
         if transfer.fails {
-            return Err(net.fail(addr));
+            return Err(net.cause());
         }
         let contradicts = transfer.contradicts;
-        let told = net.told.entry(addr).or_default();
-        told.completed_at = Some(now);
-        told.contradicted = contradicts;
+        net.notes.told.entry(addr).or_default().contradicted = contradicts;
         Ok(TransferState::Complete)
     }
 
@@ -430,24 +392,22 @@ unsafe impl Transport for Sim {
         let (now, before) = (net.clock.now(), events.len());
         let due = net.letters.extract_if(.., |letter| letter.at <= now);
         for letter in due {
-            net.delivered += 1;
             if let Some(offer) = letter.offer.and_then(|id| net.offers.get_mut(&id)) {
                 offer.notified = true;
-                net.told.entry(offer.addr).or_default().completed_at.get_or_insert(now);
             }
             events.push(TransportEvent::Notification { from: "peer".to_owned(), body: letter.body });
         }
-        let failing: Vec<(u64, u64)> = net
+        let failing: Vec<u64> = net
             .offers
             .iter_mut()
             .filter(|(_, offer)| offer.fails_at.is_some_and(|at| at <= now) && !offer.notified)
             .map(|(id, offer)| {
                 offer.fails_at = None;
-                (*id, offer.addr)
+                *id
             })
             .collect();
-        for (id, addr) in failing {
-            let error = net.fail(addr);
+        for id in failing {
+            let error = net.cause();
             events.push(TransportEvent::OfferFailed { id: OfferId(id), error });
         }
         events.len() > before
