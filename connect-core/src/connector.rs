@@ -1,10 +1,11 @@
 //! [`Connector`]: where operations come from.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::clock::Clock;
 use crate::deadline::Deadline;
 use crate::driver::{self, Command, Deadlines, End, OpInfo, Port, Request, Start};
 use crate::error::{Error, Failed, Recovered};
@@ -52,6 +53,7 @@ pub(crate) struct Core {
     pub(crate) port: Port,
     deadlines: Arc<Deadlines>,
     counters: Arc<Counters>,
+    clock: Clock,
     next_id: AtomicU64,
     worker_id: String,
     transport: &'static str,
@@ -110,7 +112,7 @@ impl Connector {
     ///
     /// # Errors
     /// [`Error::Memory`] when the memory can't be offered, [`Error::Transport`] when the transport can't
-    /// reach it.
+    /// reach it, [`Error::ParkedLimit`] while too much memory of earlier operations is parked.
     pub fn create_readable<M: SourceMemory>(&self, memory: M) -> Pending<ReadableOperation> {
         let memory = Box::new(memory);
         let regions = memory.regions();
@@ -138,7 +140,8 @@ impl Connector {
     ///
     /// # Errors
     /// [`Error::Memory`], [`Error::Metadata`] when the document is malformed or does not fit,
-    /// [`Error::Transport`] when the peer can't be reached or refuses; the memory comes back with the error.
+    /// [`Error::Transport`] when the peer can't be reached or refuses, [`Error::ParkedLimit`]; the memory comes
+    /// back with the error.
     pub fn begin_read<M: TargetMemory>(
         &self,
         metadata: &RdmaMetadata,
@@ -211,8 +214,13 @@ impl Connector {
             metadata.check_against(name.kind(), &regions)?;
         }
         let bytes = regions.iter().map(Region::len).sum();
+        let counters = &self.core.counters;
+        counters.admit(bytes).map_err(|parked| {
+            let limit = counters.parked_limit.load(Ordering::Relaxed);
+            Error::ParkedLimit { bytes, parked, limit }
+        })?;
         let info = self.info(name, bytes, regions.len(), self.deadline);
-        stats::add(&self.core.counters.started, 1);
+        stats::add(&counters.started, 1);
         Ok(Submit { core: Arc::clone(&self.core), info, regions, remote: remote.cloned() })
     }
 
@@ -234,7 +242,7 @@ impl Connector {
 
     fn info(&self, name: OperationName, bytes: u64, descriptors: usize, deadline: Deadline) -> Arc<OpInfo> {
         let id = self.core.next_id.fetch_add(1, Ordering::Relaxed);
-        let created = Instant::now();
+        let created = self.core.clock.now();
         Arc::new(OpInfo {
             id,
             name,
@@ -242,9 +250,11 @@ impl Connector {
             bytes,
             descriptors,
             created,
+            clock: self.core.clock.clone(),
             deadline: deadline.resolve(created),
             peer: OnceLock::new(),
             slot: Slot::new(),
+            withdrawn: AtomicBool::new(false),
             span: tracing::debug_span!("connect", operation = %name, id, bytes, descriptors),
             counters: Arc::clone(&self.core.counters),
         })
@@ -259,6 +269,31 @@ impl fmt::Debug for Connector {
             .field("backend", &self.core.backend)
             .field("deadline", &self.deadline)
             .finish()
+    }
+}
+
+#[cfg(test)]
+impl Connector {
+    /// A connector without threads: whoever has the other end of `port` drives it, and the one who has
+    /// `deadlines` watches over that.
+    pub(crate) fn stepped(
+        port: Port,
+        deadlines: Arc<Deadlines>,
+        counters: Arc<Counters>,
+        clock: Clock,
+    ) -> Self {
+        let core = Core {
+            port,
+            deadlines,
+            counters,
+            clock,
+            next_id: AtomicU64::new(1),
+            worker_id: "stepped".to_owned(),
+            transport: "stepped",
+            backend: "stepped".to_owned(),
+            end: Arc::new(End::new()),
+        };
+        Self { core: Arc::new(core), deadline: Deadline::DEFAULT }
     }
 }
 
@@ -296,6 +331,7 @@ pub struct ConnectorBuilder {
     worker_id: Option<String>,
     deadline: Deadline,
     allowed_workers: Option<Vec<String>>,
+    parked_limit: u64,
     transport: TransportFactory,
 }
 
@@ -305,6 +341,7 @@ impl Default for ConnectorBuilder {
             worker_id: None,
             deadline: Deadline::DEFAULT,
             allowed_workers: None,
+            parked_limit: stats::DEFAULT_PARKED_LIMIT,
             transport: LocalConfig::default().factory(),
         }
     }
@@ -330,6 +367,18 @@ impl ConnectorBuilder {
     /// Talks to these workers only. Metadata of others is refused before an address in it is used.
     pub fn allow_workers<I: IntoIterator<Item = S>, S: Into<String>>(mut self, workers: I) -> Self {
         self.allowed_workers = Some(workers.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// How much memory may be parked, in bytes; 16 GiB unless set, `u64::MAX` for no limit.
+    ///
+    /// Memory is parked while an operation has ended for its caller but a peer may still touch it. It is never
+    /// freed early, so a peer that stopped can hold it for hours. The limit keeps that from eating the machine:
+    /// an operation whose bytes would bring the parked ones above it is refused with [`Error::ParkedLimit`],
+    /// and its memory comes back. Operations that are open already go on, and may still park theirs. While
+    /// nothing is parked every operation is taken, whatever its size.
+    pub fn parked_limit(mut self, bytes: u64) -> Self {
+        self.parked_limit = bytes;
         self
     }
 
@@ -366,7 +415,7 @@ impl ConnectorBuilder {
             incarnation,
             allowed_workers: self.allowed_workers,
         };
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(Counters::new(self.parked_limit));
         let deadlines = Deadlines::start("connect-deadline".to_owned()).map_err(|error| Error::Start {
             source: TransportError::resource("starting the deadline thread", error),
         })?;
@@ -381,6 +430,7 @@ impl ConnectorBuilder {
             port,
             deadlines,
             counters,
+            clock: Clock::Real,
             next_id: AtomicU64::new(1),
             worker_id,
             transport: ready.transport,
@@ -397,6 +447,7 @@ impl fmt::Debug for ConnectorBuilder {
             .field("worker_id", &self.worker_id)
             .field("deadline", &self.deadline)
             .field("allowed_workers", &self.allowed_workers)
+            .field("parked_limit", &self.parked_limit)
             .finish_non_exhaustive()
     }
 }

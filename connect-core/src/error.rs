@@ -39,10 +39,30 @@ pub enum Error {
         limit: Duration,
     },
     /// This side cancelled the operation.
-    #[error("{context} was cancelled")]
+    #[error("{context} was cancelled: {outcome}")]
+    #[non_exhaustive]
     Cancelled {
         /// Which operation.
         context: Box<Context>,
+        /// What the cancel found, and left behind. Never [`Cancellation::EndedBefore`].
+        outcome: Cancellation,
+    },
+    /// The operation was not started: with its memory, more than the limit could end up parked, because peers
+    /// that vanished or stopped still hold that of earlier operations. Retry once
+    /// [`Stats::parked_bytes`](crate::Stats::parked_bytes) has fallen, end those peers, or raise
+    /// [`ConnectorBuilder::parked_limit`](crate::ConnectorBuilder::parked_limit).
+    #[error(
+        "{bytes} bytes were not taken: {parked} bytes are parked, and the limit is {limit}; retry when peers \
+         have let go of them, end those peers, or raise `ConnectorBuilder::parked_limit`"
+    )]
+    #[non_exhaustive]
+    ParkedLimit {
+        /// Bytes of the operation that was refused.
+        bytes: u64,
+        /// Bytes parked when it was refused.
+        parked: u64,
+        /// The connector's limit.
+        limit: u64,
     },
     /// A worker id that can't be used.
     #[error("worker id {id:?} can't be used: {reason}")]
@@ -98,7 +118,9 @@ impl Error {
     /// Whose side the failure is on.
     pub fn category(&self) -> ErrorCategory {
         match self {
-            Self::Memory(_) | Self::WorkerId { .. } | Self::ShutDown => ErrorCategory::Local,
+            Self::Memory(_) | Self::WorkerId { .. } | Self::ParkedLimit { .. } | Self::ShutDown => {
+                ErrorCategory::Local
+            }
             Self::Metadata(_) => ErrorCategory::Protocol,
             Self::Transport { source, .. } | Self::Start { source } => source.category(),
             Self::DeadlineExceeded { .. } => ErrorCategory::Deadline,
@@ -117,7 +139,7 @@ impl Error {
             | Self::Cancelled { .. }
             | Self::WorkerId { .. }
             | Self::ShutDown => false,
-            Self::DeadlineExceeded { .. } => true,
+            Self::DeadlineExceeded { .. } | Self::ParkedLimit { .. } => true,
             Self::Transport { source, .. } | Self::Start { source } => source.is_retryable(),
         }
     }
@@ -127,9 +149,68 @@ impl Error {
         match self {
             Self::Transport { context, .. }
             | Self::DeadlineExceeded { context, .. }
-            | Self::Cancelled { context } => Some(context),
+            | Self::Cancelled { context, .. } => Some(context),
             _ => None,
         }
+    }
+}
+
+/// What a cancel found, and left behind.
+///
+/// ```
+/// use connect_core::{Cancellation, Connector};
+///
+/// let connector = Connector::local()?;
+/// let cancelled = connector.create_writable(vec![0u8; 8]).wait()?.cancel().wait();
+/// assert_eq!(Cancellation::of(&cancelled), Cancellation::Drained);
+/// assert!(cancelled.unwrap_err().memory.returned().is_some());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cancellation {
+    /// The transport had not taken the operation yet. Nobody could reach the memory; a target comes back.
+    NeverStarted,
+    /// The operation was under way, and nothing touches its memory any more. A target comes back; its content
+    /// is unspecified.
+    Drained,
+    /// The operation is under way, and its memory may still be touched. The connector keeps that, counted in
+    /// [`Stats::parked_bytes`](crate::Stats::parked_bytes), and frees it when nothing touches it any more.
+    Parked,
+    /// The operation had ended before, in success or with another error: the result says which.
+    EndedBefore,
+}
+
+impl Cancellation {
+    /// What became of a cancel with this result.
+    pub fn of<T, E: AsRef<Error>>(result: &Result<T, E>) -> Self {
+        match result.as_ref().map_err(AsRef::as_ref) {
+            Err(Error::Cancelled { outcome, .. }) => *outcome,
+            _ => Self::EndedBefore,
+        }
+    }
+}
+
+impl fmt::Display for Cancellation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NeverStarted => "it had not started",
+            Self::Drained => "nothing touches its memory any more",
+            Self::Parked => "its memory is parked until nothing touches it",
+            Self::EndedBefore => "it had ended before",
+        })
+    }
+}
+
+impl AsRef<Error> for Error {
+    fn as_ref(&self) -> &Error {
+        self
+    }
+}
+
+impl<M> AsRef<Error> for Failed<M> {
+    fn as_ref(&self) -> &Error {
+        &self.error
     }
 }
 

@@ -52,8 +52,9 @@
 //! | [`Pending`], [`Completion`] | the two answers of an operation: it is open, it has ended |
 //! | [`Deadline`] | when an operation must have ended; 30 s unless set |
 //! | [`Error`], [`Failed`] | why it failed, whose side that is on, and what became of the memory |
+//! | [`Cancellation`] | what a cancel found: nothing begun, a quiet end, memory that stays parked, or an operation that had ended |
 //! | [`Report`], [`Stats`] | what moved and how long each part took; what the connector did so far |
-//! | [`transport`] | how bytes move: [`local`](transport::local) always, `nixl` by feature |
+//! | [`transport`] | how bytes move: [`local`](transport::local) always, `nixl` by feature; and [`fault`](transport::fault), which makes either fail on purpose in your tests |
 //!
 //! Which of these a class or method of the Python original has become, and which of its defects are gone, is
 //! in [`original`].
@@ -66,7 +67,8 @@
 //!    its [`Descriptor`], to have it too).
 //! 4. After a failure: back with [`Recovered::Returned`] if the transport says that nothing will touch it any
 //!    more. If it can't say so, the memory is *parked*: the connector keeps it until it is quiet, counts it in
-//!    [`Stats::parked_bytes`], and only then frees it.
+//!    [`Stats::parked_bytes`], and only then frees it. Once more could be parked than
+//!    [`ConnectorBuilder::parked_limit`] allows, new operations are refused with [`Error::ParkedLimit`].
 //!
 //! Dropping a handle cancels its operation, and 4 holds. Dropping the last handle of a connector ends the
 //! connector, waits for that a quarter of a second at most, and 4 holds; [`Connector::shutdown`] waits as long
@@ -95,6 +97,7 @@
 //!   [`transport::local`](transport::local#what-an-offer-allows).
 //! * NIXL can't call back a posted transfer, so a cancel may take as long as the transfer.
 
+mod clock;
 mod connector;
 mod deadline;
 mod device;
@@ -109,6 +112,7 @@ pub mod layout;
 mod memory;
 mod op;
 pub mod original;
+mod random;
 mod stats;
 mod task;
 mod tensors;
@@ -119,7 +123,7 @@ pub use connector::{Connector, ConnectorBuilder};
 pub use deadline::Deadline;
 pub use device::{Device, DeviceKind, ParseDeviceError};
 pub use dtype::{DType, ParseDTypeError};
-pub use error::{Context, Error, ErrorCategory, Failed, Recovered};
+pub use error::{Cancellation, Context, Error, ErrorCategory, Failed, Recovered};
 pub use memory::{Descriptor, DescriptorMut, MemoryError, Region, SourceMemory, TargetMemory};
 pub use op::{
     Completion, OperationKind, OperationName, OperationStatus, Pending, ReadOperation, ReadableOperation,

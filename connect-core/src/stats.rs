@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A snapshot of a connector's counters, all since it was built unless they say "now".
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Operations that were started.
@@ -27,9 +27,24 @@ pub struct Stats {
     pub parked: u64,
     /// How much memory that is, in bytes.
     pub parked_bytes: u64,
+    /// How much there may be: [`ConnectorBuilder::parked_limit`](crate::ConnectorBuilder::parked_limit).
+    pub parked_limit: u64,
+    /// Operations that were refused because of that limit. They do not count as started.
+    pub refused: u64,
     /// Notifications that matched no operation: late, foreign, or hostile.
     pub unmatched_notifications: u64,
 }
+
+impl Default for Stats {
+    /// Those of a connector with defaults that has done nothing yet.
+    fn default() -> Self {
+        Counters::new(DEFAULT_PARKED_LIMIT).snapshot()
+    }
+}
+
+/// How much memory may be parked unless said otherwise: three times the largest hand-off that is common, a
+/// prompt of 16,384 tokens of a model with 70 billion parameters in 16 bits (5 GiB of KV cache).
+pub(crate) const DEFAULT_PARKED_LIMIT: u64 = 16 << 30;
 
 macro_rules! counters {
     ($($name:ident),* $(,)?) => {
@@ -59,8 +74,27 @@ counters!(
     open,
     parked,
     parked_bytes,
+    parked_limit,
+    refused,
     unmatched_notifications,
 );
+
+impl Counters {
+    pub(crate) fn new(parked_limit: u64) -> Self {
+        Self { parked_limit: AtomicU64::new(parked_limit), ..Self::default() }
+    }
+
+    /// Whether this many more bytes are taken, and if not, how many are parked. What is open is not counted:
+    /// it parks only where a peer fails it. An operation above the limit is taken while nothing is parked.
+    pub(crate) fn admit(&self, bytes: u64) -> Result<(), u64> {
+        let parked = self.parked_bytes.load(Ordering::Relaxed);
+        if parked == 0 || parked.saturating_add(bytes) <= self.parked_limit.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        add(&self.refused, 1);
+        Err(parked)
+    }
+}
 
 pub(crate) fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);

@@ -15,7 +15,9 @@ impl Driver {
         let first = self.closing.is_none();
         self.closing.get_or_insert_default().extend(waiting);
         if first {
-            let ids: Vec<u64> = self.operations.keys().copied().collect();
+            // In the order of their creation, so that the same schedule ends the same way twice.
+            let mut ids: Vec<u64> = self.operations.keys().copied().collect();
+            ids.sort_unstable();
             for id in ids {
                 self.stop(id, Why::ShutDown);
             }

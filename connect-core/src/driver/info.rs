@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use crate::clock::Clock;
 use crate::error::{Context, Error};
 use crate::op::slot::{Outcome, Slot};
 use crate::op::{OperationName, OperationStatus};
@@ -17,10 +19,14 @@ pub(crate) struct OpInfo {
     pub(crate) bytes: u64,
     pub(crate) descriptors: usize,
     pub(crate) created: Instant,
+    pub(crate) clock: Clock,
     pub(crate) deadline: Option<Instant>,
     /// The other side's name, once known.
     pub(crate) peer: OnceLock<String>,
     pub(crate) slot: Slot,
+    /// Cancelled or dropped by its caller. Tells the driver not to start it, if it comes in time; the command
+    /// that follows ends an operation that has started.
+    pub(crate) withdrawn: AtomicBool,
     pub(crate) span: tracing::Span,
     pub(crate) counters: Arc<Counters>,
 }
@@ -33,7 +39,7 @@ impl OpInfo {
             transport: self.transport,
             peer: self.peer.get().cloned(),
             bytes: self.bytes,
-            elapsed: self.created.elapsed(),
+            elapsed: self.clock.now().saturating_duration_since(self.created),
         })
     }
 

@@ -7,6 +7,8 @@
 mod closing;
 mod end;
 mod info;
+#[cfg(test)]
+mod model;
 mod operation;
 mod pace;
 mod peers;
@@ -18,6 +20,7 @@ mod watchdog;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,7 +33,8 @@ use peers::Peers;
 pub(crate) use port::{Command, Inbox, Port, Request, Start, channel};
 pub(crate) use watchdog::Deadlines;
 
-use crate::error::Error;
+use crate::clock::Clock;
+use crate::error::{Cancellation, Error};
 use crate::op::slot::{Opened, Outcome};
 use crate::op::state::{Event, Memory, Phase, Verdict, Why};
 use crate::op::{OperationKind, OperationStatus, Report};
@@ -97,8 +101,8 @@ fn run(
     let (name, backend) = (transport.name(), transport.backend().to_owned());
     let _ = ready.send(Ok(Ready { transport: name, backend, end: Arc::clone(&end) }));
 
-    let mut driver = Driver::new(transport, inbox, Arc::clone(&deadlines), counters);
-    if catch_unwind(AssertUnwindSafe(|| driver.run())).is_err() {
+    let mut driver = Driver::new(transport, inbox, Arc::clone(&deadlines), counters, Clock::Real);
+    if catch_unwind(AssertUnwindSafe(|| while driver.turn() {})).is_err() {
         // A bug, in this library or in an engine. Nothing is known about the memory any more, so none of it
         // is freed (P1), and every caller is told (P2).
         tracing::error!("the driver thread panicked; its connector is unusable and its memory is kept");
@@ -111,11 +115,17 @@ fn run(
     end.reached();
 }
 
+fn still_busy(call: &'static str) -> TransportError {
+    TransportError::Engine { call, status: "the memory of a completed operation is still busy".to_owned() }
+}
+
 struct Driver {
     transport: Box<dyn Transport>,
     inbox: Inbox,
     deadlines: Arc<Deadlines>,
     counters: Arc<Counters>,
+    clock: Clock,
+    pace: Pace,
     peers: Peers,
     operations: HashMap<u64, Operation>,
     /// Transfers in flight, in the order in which they are polled next.
@@ -139,12 +149,15 @@ impl Driver {
         inbox: Inbox,
         deadlines: Arc<Deadlines>,
         counters: Arc<Counters>,
+        clock: Clock,
     ) -> Self {
         Self {
+            pace: Pace::new(transport.is_event_driven()),
             transport,
             inbox,
             deadlines,
             counters,
+            clock,
             peers: Peers::default(),
             operations: HashMap::new(),
             in_flight: VecDeque::new(),
@@ -158,25 +171,24 @@ impl Driver {
         }
     }
 
-    fn run(&mut self) {
-        let mut pace = Pace::new(self.transport.is_event_driven());
-        loop {
-            let mut busy = self.take_commands();
-            busy |= self.transport.progress(&mut self.events);
-            busy |= self.route_events();
-            busy |= self.poll_transfers();
-            let now = Instant::now();
-            busy |= self.expire(now);
-            busy |= self.watch(now);
-            if self.closing.is_some() && self.finish_closing(now) {
-                return;
-            }
-            if busy {
-                pace.busy();
-            } else {
-                self.pause(&mut pace, now);
-            }
+    /// Looks at everything once, and pauses if nothing happened. Says whether there will be another turn.
+    fn turn(&mut self) -> bool {
+        let mut busy = self.take_commands();
+        busy |= self.transport.progress(&mut self.events);
+        busy |= self.route_events();
+        busy |= self.poll_transfers();
+        let now = self.clock.now();
+        busy |= self.expire(now);
+        busy |= self.watch(now);
+        if self.closing.is_some() && self.finish_closing(now) {
+            return false;
         }
+        if busy {
+            self.pace.busy();
+        } else {
+            self.pause(now);
+        }
+        true
     }
 
     fn load(&self) -> Load {
@@ -189,8 +201,9 @@ impl Driver {
         }
     }
 
-    fn pause(&mut self, pace: &mut Pace, now: Instant) {
-        let longest = match pace.idle(self.load(), now) {
+    fn pause(&mut self, now: Instant) {
+        let load = self.load();
+        let longest = match self.pace.idle(load, now) {
             Pause::Yield => return thread::yield_now(),
             Pause::Sleep(longest) => Some(longest),
             Pause::Park => None,
@@ -238,12 +251,20 @@ impl Driver {
         if self.closing.is_some() {
             return self.refuse(operation, Error::ShutDown);
         }
+        if info.withdrawn.load(Ordering::Relaxed) {
+            let step = operation.machine.on(Event::Stop(Why::Cancelled, Quiescence::Quiet));
+            return self.settle(
+                &mut operation,
+                step.verdict.unwrap_or(Verdict::Stopped(Why::Cancelled)),
+                true,
+            );
+        }
         if let Some(deadline) = info.deadline {
             self.next_deadline = Some(self.next_deadline.map_or(deadline, |next| next.min(deadline)));
         }
         match self.open(&mut operation) {
             Ok(opened) => {
-                operation.opened_at = Some(Instant::now());
+                operation.opened_at = Some(self.clock.now());
                 operation.machine.on(Event::Opened);
                 info.slot.set_status(OperationStatus::Initialized);
                 info.slot.open(opened);
@@ -337,9 +358,9 @@ impl Driver {
         any
     }
 
-    /// A notification completes the operation whose key it is, byte for byte, once (P7).
+    /// A notification completes the operation whose key it is, byte for byte. The key is good for one (P7).
     fn notified(&mut self, from: String, body: &[u8]) {
-        let id = std::str::from_utf8(body).ok().and_then(|key| self.keys.get(key).copied());
+        let id = std::str::from_utf8(body).ok().and_then(|key| self.keys.remove(key));
         let Some(operation) = id.and_then(|id| self.operations.get_mut(&id)) else {
             stats::add(&self.counters.unmatched_notifications, 1);
             tracing::debug!(from, bytes = body.len(), "a notification that matches no operation");
@@ -347,19 +368,19 @@ impl Driver {
         };
         let _ = operation.info.peer.set(from);
         let id = operation.info.id;
-        if let Some((offer, _)) = operation.offer {
-            // The peer is done with the memory, whatever this side thinks of the operation by now.
-            let _ = self.transport.end_offer(offer, true);
+        // The peer is done with the memory, whatever this side thinks of the operation by now.
+        operation.ending = true;
+        let offer = operation.offer.as_ref().map(|(offer, _)| *offer);
+        match offer.map_or(Quiescence::Quiet, |offer| self.transport.end_offer(offer, true)) {
+            Quiescence::Quiet => self.happened(id, Event::Completed),
+            // Not what a transport should do, but the memory comes first.
+            Quiescence::Busy => self.fail(id, still_busy("end_offer"), Quiescence::Busy),
         }
-        self.happened(id, Event::Completed);
     }
 
     fn offer_failed(&mut self, offer: OfferId, error: TransportError) {
         let Some(id) = self.offers.get(&offer).copied() else { return };
-        if let Some(operation) = self.operations.get_mut(&id) {
-            operation.ending = true;
-        }
-        let quiet = self.transport.end_offer(offer, false);
+        let quiet = self.let_go(id);
         self.fail(id, error, quiet);
     }
 
@@ -403,13 +424,7 @@ impl Driver {
                 match self.transport.release(transfer) {
                     Quiescence::Quiet => self.happened(id, Event::Completed),
                     // Not what a transport should do, but the memory comes first.
-                    Quiescence::Busy => {
-                        let source = TransportError::Engine {
-                            call: "release",
-                            status: "a completed transfer is still busy".to_owned(),
-                        };
-                        self.fail(id, source, Quiescence::Busy);
-                    }
+                    Quiescence::Busy => self.fail(id, still_busy("release"), Quiescence::Busy),
                 }
                 true
             }
@@ -448,9 +463,10 @@ impl Driver {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         let step = operation.machine.on(event);
         if step.memory == Memory::Watch && !std::mem::replace(&mut operation.watched, true) {
-            operation.grace_ends = Instant::now() + CANCEL_GRACE;
+            let now = self.clock.now();
+            operation.grace_ends = now + CANCEL_GRACE;
             self.watched.push(id);
-            self.next_watch = Some(Instant::now());
+            self.next_watch = Some(now);
         }
         let release = step.memory == Memory::Release;
         if !release && step.verdict.is_none() {
@@ -472,7 +488,7 @@ impl Driver {
         let info = Arc::clone(&operation.info);
         self.deadlines.remove(&info);
         stats::sub(&self.counters.open, 1);
-        let result = self.verdict_to_result(operation, verdict);
+        let result = self.verdict_to_result(operation, verdict, quiet);
         let memory = if quiet { operation.memory.take() } else { None };
         if !quiet {
             operation.parked = true;
@@ -502,12 +518,24 @@ impl Driver {
         });
     }
 
-    fn verdict_to_result(&self, operation: &mut Operation, verdict: Verdict) -> Result<Report, Error> {
+    fn verdict_to_result(
+        &self,
+        operation: &mut Operation,
+        verdict: Verdict,
+        quiet: bool,
+    ) -> Result<Report, Error> {
         let info = &operation.info;
         match verdict {
             Verdict::Complete => Ok(operation.report(self.transport.backend())),
             Verdict::Failed => Err(operation.error.take().unwrap_or(Error::ShutDown)),
-            Verdict::Stopped(Why::Cancelled) => Err(Error::Cancelled { context: info.context() }),
+            Verdict::Stopped(Why::Cancelled) => {
+                let outcome = match (operation.opened_at, quiet) {
+                    (None, _) => Cancellation::NeverStarted,
+                    (Some(_), true) => Cancellation::Drained,
+                    (Some(_), false) => Cancellation::Parked,
+                };
+                Err(Error::Cancelled { context: info.context(), outcome })
+            }
             Verdict::Stopped(Why::Deadline) => Err(info.deadline_exceeded()),
             Verdict::Stopped(Why::ShutDown) => Err(Error::ShutDown),
         }

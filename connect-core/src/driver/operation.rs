@@ -41,7 +41,7 @@ pub(super) struct Operation {
 
 impl Operation {
     pub(super) fn new(mut start: Start) -> Self {
-        let now = Instant::now();
+        let now = start.info.clock.now();
         Self {
             info: Arc::clone(&start.info),
             machine: Machine::new(),
@@ -62,7 +62,7 @@ impl Operation {
     }
 
     pub(super) fn report(&self, backend: &str) -> Report {
-        let (created, now) = (self.info.created, Instant::now());
+        let (created, now) = (self.info.created, self.info.clock.now());
         let opened = self.opened_at.unwrap_or(now);
         Report {
             bytes: self.info.bytes,

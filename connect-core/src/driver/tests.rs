@@ -5,12 +5,16 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::{Deadlines, Driver, channel, watchdog};
+use crate::clock::Clock;
+use crate::stats::Counters;
 use crate::transport::{
     Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportError,
     TransportEvent, TransportFactory,
 };
 use crate::{
-    Connector, Device, Error, OperationKind, RdmaMetadata, Recovered, Region, SourceMemory, TargetMemory,
+    Cancellation, Connector, Device, Error, OperationKind, RdmaMetadata, Recovered, Region, SourceMemory,
+    TargetMemory,
 };
 
 /// What the scripted transport does.
@@ -19,6 +23,8 @@ struct Script {
     poll_blocks: Option<Duration>,
     poll_panics: bool,
     busy: Arc<AtomicBool>,
+    offers: Arc<AtomicUsize>,
+    clock: Clock,
 }
 
 struct Scripted {
@@ -38,6 +44,16 @@ impl Script {
     fn connector(&self) -> Connector {
         Connector::builder().transport(self.clone().factory()).build().unwrap()
     }
+
+    /// A connector whose driver makes a turn when it is told to, in the script's time.
+    fn stepped(&self) -> (Connector, Driver) {
+        let (port, inbox) = channel();
+        let (deadlines, counters) = (Arc::new(Deadlines::default()), Arc::new(Counters::new(u64::MAX)));
+        let connector =
+            Connector::stepped(port, Arc::clone(&deadlines), Arc::clone(&counters), self.clock.clone());
+        let transport = Box::new(Scripted { script: self.clone(), driver: thread::current() });
+        (connector, Driver::new(transport, inbox, deadlines, counters, self.clock.clone()))
+    }
 }
 
 // SAFETY: it touches no memory and completes nothing.
@@ -51,7 +67,8 @@ unsafe impl Transport for Scripted {
     }
 
     unsafe fn offer(&mut self, _: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {
-        Ok((OfferId(1), b"blob".to_vec()))
+        let id = self.script.offers.fetch_add(1, Ordering::SeqCst) as u64;
+        Ok((OfferId(id), b"blob".to_vec()))
     }
 
     fn end_offer(&mut self, _: OfferId, completed: bool) -> Quiescence {
@@ -94,6 +111,9 @@ unsafe impl Transport for Scripted {
 
     fn wait(&mut self, timeout: Option<Duration>) {
         match timeout {
+            Some(timeout) if matches!(self.script.clock, Clock::Virtual(_)) => {
+                self.script.clock.advance(timeout);
+            }
             Some(timeout) => thread::park_timeout(timeout),
             None => thread::park(),
         }
@@ -174,6 +194,25 @@ fn p2_a_deadline_is_kept_while_the_transport_is_stuck_in_a_call() {
 }
 
 #[test]
+fn p2_a_deadline_of_an_hour_passes_in_virtual_time() {
+    let script = Script { clock: Clock::virtual_time(), ..Script::default() };
+    let (connector, mut driver) = script.stepped();
+    let hour = Duration::from_secs(3600);
+    let offer = connector.with_deadline(hour).create_readable(Counted::new().0);
+    let begun = script.clock.now();
+    driver.turn();
+    let offer = offer.wait().unwrap();
+    while !offer.status().is_final() {
+        assert!(driver.turn());
+        // What a turn takes, which lets the driver's pace go from yielding to sleeping.
+        script.clock.advance(Duration::from_micros(10));
+    }
+    let late = script.clock.now() - begun - hour;
+    assert!(late < watchdog::SLACK, "{late:?}");
+    assert!(matches!(offer.wait_for_completion().wait(), Err(Error::DeadlineExceeded { .. })));
+}
+
+#[test]
 fn p1_memory_of_a_dropped_operation_stays_until_the_transport_is_quiet() {
     let script = Script { busy: Arc::new(AtomicBool::new(true)), ..Script::default() };
     let connector = script.connector();
@@ -200,14 +239,65 @@ fn p1_a_cancelled_operation_gives_its_memory_back_when_it_is_quiet_in_time_and_e
     let connector = script.connector();
     let operation = connector.begin_read(&metadata(), Counted::new().0).wait().unwrap();
     let failed = operation.cancel().wait().err().expect("it was cancelled");
-    assert!(matches!(failed.error, Error::Cancelled { .. }) && failed.memory.is_parked(), "{failed:?}");
+    assert!(matches!(failed.error, Error::Cancelled { outcome: Cancellation::Parked, .. }), "{failed:?}");
+    assert!(failed.memory.is_parked());
 
     let operation = connector.begin_read(&metadata(), Counted::new().0).wait().unwrap();
     let cancelled = operation.cancel();
     thread::sleep(Duration::from_millis(20));
     script.busy.store(false, Ordering::SeqCst);
-    let failed = cancelled.wait().err().expect("it was cancelled");
+    let cancelled = cancelled.wait();
+    assert_eq!(Cancellation::of(&cancelled), Cancellation::Drained);
+    let failed = cancelled.err().expect("it was cancelled");
     assert!(matches!(failed.memory, Recovered::Returned(_)), "{failed:?}");
+}
+
+#[test]
+fn an_operation_cancelled_before_it_began_never_reaches_the_transport() {
+    let script = Script { poll_blocks: Some(Duration::from_millis(300)), ..Script::default() };
+    let connector = script.connector();
+    let (memory, _) = Counted::new();
+    let blocking = connector.begin_read(&metadata(), memory).wait();
+    let cancelled = connector.create_writable(Counted::new().0).cancel();
+    let (memory, dropped) = Counted::new();
+    drop(connector.create_readable(memory));
+    let cancelled = cancelled.wait();
+    assert_eq!(Cancellation::of(&cancelled), Cancellation::NeverStarted);
+    assert!(cancelled.expect_err("it was cancelled").memory.returned().is_some());
+    eventually("what is dropped before it began is freed", || dropped.load(Ordering::SeqCst) == 1);
+    assert_eq!(script.offers.load(Ordering::SeqCst), 0);
+    assert_eq!(connector.stats().cancelled, 2);
+    drop(blocking);
+}
+
+#[test]
+fn p1_no_operation_is_taken_while_it_could_bring_parked_memory_above_the_limit() {
+    let script = Script { busy: Arc::new(AtomicBool::new(true)), ..Script::default() };
+    let connector =
+        Connector::builder().transport(script.clone().factory()).parked_limit(100).build().unwrap();
+    // Above the limit, but nothing is parked yet.
+    let larger = connector.create_writable(vec![0u8; 101]).wait().unwrap();
+    drop(connector.create_readable(Counted::new().0).wait().unwrap());
+    eventually("64 bytes are parked", || connector.stats().parked_bytes == 64);
+
+    let failed = connector.begin_read(&metadata(), Counted::new().0).wait().expect_err("128 bytes");
+    assert!(
+        matches!(failed.error, Error::ParkedLimit { bytes: 64, parked: 64, limit: 100, .. })
+            && failed.error.is_retryable()
+            && failed.memory.returned().is_some()
+    );
+    assert!(matches!(connector.create_readable(vec![0u8; 37]).wait(), Err(Error::ParkedLimit { .. })));
+    let smaller = connector.create_readable(vec![0u8; 36]).wait().unwrap();
+    let stats = connector.stats();
+    assert_eq!((stats.refused, stats.parked_limit, stats.started), (2, 100, 3));
+
+    // Those that are open go on, and may still park.
+    drop(larger);
+    eventually("both are parked", || connector.stats().parked_bytes == 165);
+    script.busy.store(false, Ordering::SeqCst);
+    eventually("nothing is parked", || connector.stats().parked == 0);
+    drop(connector.create_readable(Counted::new().0).wait().unwrap());
+    drop(smaller);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::OpInfo;
 
 /// How late the driver may be before the watchdog answers for it. Ten times the longest slice of a copy on
 /// a slow machine (32 MiB at 6 GB/s is 5 ms), and still not felt by a person.
-const SLACK: Duration = Duration::from_millis(50);
+pub(super) const SLACK: Duration = Duration::from_millis(50);
 
 /// The deadlines of a connector's live operations.
 #[derive(Default)]
@@ -86,20 +86,10 @@ impl Deadlines {
         let mut table = self.lock();
         while !table.closed {
             let now = Instant::now();
-            let due: Vec<_> = table
-                .entries
-                .values_mut()
-                .take_while(|entry| entry.info.deadline.is_some_and(|at| at + SLACK <= now))
-                .filter_map(|entry| {
-                    let first = !std::mem::replace(&mut entry.answered, true);
-                    first.then(|| Arc::clone(&entry.info))
-                })
-                .collect();
-            if !due.is_empty() {
+            let late = table.late(now);
+            if !late.is_empty() {
                 drop(table);
-                for info in due {
-                    info.answer_for_a_stuck_driver();
-                }
+                answer(&late);
                 table = self.lock();
                 continue;
             }
@@ -116,7 +106,36 @@ impl Deadlines {
         }
     }
 
+    /// What the thread does when it wakes at `now`, for tests that have none. Says for how many it answered.
+    #[cfg(test)]
+    pub(crate) fn look(&self, now: Instant) -> usize {
+        let late = self.lock().late(now);
+        answer(&late);
+        late.len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// The operations to answer for at `now`, each once.
+    fn late(&mut self, now: Instant) -> Vec<Arc<OpInfo>> {
+        self.entries
+            .values_mut()
+            .take_while(|entry| entry.info.deadline.is_some_and(|at| at + SLACK <= now))
+            .filter_map(|entry| {
+                let first = !std::mem::replace(&mut entry.answered, true);
+                first.then(|| Arc::clone(&entry.info))
+            })
+            .collect()
+    }
+}
+
+/// Outside the lock: a waker may run arbitrary code.
+fn answer(late: &[Arc<OpInfo>]) {
+    for info in late {
+        info.answer_for_a_stuck_driver();
     }
 }

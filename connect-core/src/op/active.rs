@@ -52,7 +52,8 @@ impl<M: TargetMemory> ReadOperation<M> {
         Completion::new(self.handle, target_finished)
     }
 
-    /// Ends the transfer. The result is [`Error::Cancelled`], unless it was complete already.
+    /// Ends the transfer. The result is [`Error::Cancelled`], which says what became of the memory, unless it
+    /// had ended already. [`Cancellation::of`](crate::Cancellation::of) tells all of these apart.
     pub fn cancel(self) -> Completion<Received<M>, Failed<M>> {
         self.handle.stop();
         self.wait_for_completion()
@@ -113,7 +114,8 @@ impl WriteOperation {
         Completion::new(self.handle, source_finished)
     }
 
-    /// Ends the transfer. The result is [`Error::Cancelled`], unless it was complete already.
+    /// Ends the transfer. The result is [`Error::Cancelled`], which says what became of the memory, unless it
+    /// had ended already. [`Cancellation::of`](crate::Cancellation::of) tells all of these apart.
     pub fn cancel(self) -> Completion<Report> {
         self.handle.stop();
         self.wait_for_completion()

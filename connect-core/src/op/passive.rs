@@ -50,7 +50,8 @@ impl ReadableOperation {
         Completion::new(self.handle, source_finished)
     }
 
-    /// Withdraws the offer. The result is [`Error::Cancelled`], unless a peer was faster.
+    /// Withdraws the offer. The result is [`Error::Cancelled`], which says what became of the memory, unless a
+    /// peer was faster. [`Cancellation::of`](crate::Cancellation::of) tells all of these apart.
     pub fn cancel(self) -> Completion<Report> {
         self.handle.stop();
         self.wait_for_completion()
@@ -113,7 +114,8 @@ impl<M: TargetMemory> WritableOperation<M> {
         Completion::new(self.handle, target_finished)
     }
 
-    /// Withdraws the offer. The result is [`Error::Cancelled`], unless a peer was faster.
+    /// Withdraws the offer. The result is [`Error::Cancelled`], which says what became of the memory, unless a
+    /// peer was faster. [`Cancellation::of`](crate::Cancellation::of) tells all of these apart.
     pub fn cancel(self) -> Completion<Received<M>, Failed<M>> {
         self.handle.stop();
         self.wait_for_completion()

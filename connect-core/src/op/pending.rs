@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use super::slot::{First, Opened, Outcome};
@@ -25,8 +26,10 @@ impl Handle {
         self.info.slot.status()
     }
 
-    /// Asks the driver to end the operation. When the driver is gone, the operation has ended already.
+    /// Asks the driver to end the operation, or not to start it. When the driver is gone, the operation has
+    /// ended already.
     pub(crate) fn stop(&self) {
+        self.info.withdrawn.store(true, Ordering::Relaxed);
         let _ = self.core.port.send(Command::Stop(self.info.id, Why::Cancelled));
     }
 }
@@ -66,8 +69,30 @@ impl<T, E> Pending<T, E> {
         Self { state: State::Ready(Some(Err(error))) }
     }
 
+    /// The operation it is about; `None` when it was refused before it had a number.
+    #[cfg(test)]
+    pub(crate) fn info(&self) -> Option<Arc<OpInfo>> {
+        match &self.state {
+            State::Waiting { handle: Some(handle), .. } => Some(Arc::clone(&handle.info)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn new(handle: Handle, opened: fn(Handle, Opened) -> T, ended: fn(Outcome) -> E) -> Self {
         Self { state: State::Waiting { handle: Some(handle), opened, ended } }
+    }
+
+    /// Withdraws an operation that was asked for, and goes on waiting for the answer. That is
+    /// [`Error::Cancelled`] with [`Cancellation::NeverStarted`](crate::Cancellation::NeverStarted) if it had
+    /// not started, and then a target comes back. Else it is the operation, which was told to end; what became
+    /// of it is what its `wait_for_completion` says.
+    ///
+    /// A [`connect`](crate::Connector::connect) or [`shutdown`](crate::Connector::shutdown) goes on.
+    pub fn cancel(self) -> Self {
+        if let State::Waiting { handle: Some(handle), .. } = &self.state {
+            handle.stop();
+        }
+        self
     }
 
     /// Blocks the calling thread until the answer is there. Do not call it from async code.

@@ -116,6 +116,8 @@ impl Machine {
 
     /// Takes in one event. Events that come too late change nothing.
     pub(crate) fn on(&mut self, event: Event) -> Step {
+        #[cfg(test)]
+        STEPS.set(STEPS.get() + 1);
         use Phase::{Finished, Open, Parked, Starting, Stopping};
         match (self.phase, event) {
             (Starting, Event::Opened) => {
@@ -175,6 +177,15 @@ impl Machine {
         };
         Step { verdict: Some(verdict), memory }
     }
+}
+
+#[cfg(test)]
+thread_local!(static STEPS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) });
+
+/// How many events the machines of this thread have taken in.
+#[cfg(test)]
+pub(crate) fn steps() -> u64 {
+    STEPS.get()
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::error::ErrorCategory;
 use crate::{Device, OperationKind, Region};
 
 pub(crate) mod closed;
+pub mod fault;
 pub mod local;
 #[cfg(feature = "nixl")]
 pub mod nixl;

@@ -335,7 +335,7 @@ impl Server {
 
     /// Ends an offer.
     pub(super) fn end_offer(&mut self, node: &Node, id: OfferId) -> Quiescence {
-        let Some((token, request)) = self.offers.end(id) else { return Quiescence::Quiet };
+        let Some((token, request)) = self.offers.end(id) else { return self.offers.forget_if_quiet(id) };
         let Some(conn) = self.conns.get_mut(&token) else { return self.offers.forget_if_quiet(id) };
         let link = &mut conn.watched.link;
         if let Some(grant) = conn.grants.get_mut(&request) {

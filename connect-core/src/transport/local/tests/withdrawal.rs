@@ -38,6 +38,11 @@ fn client_quiet(scene: &mut Scene, id: TransferId) {
 fn an_offer_withdrawn_while_a_client_copies_is_busy_until_the_client_stops() {
     let (mut scene, id) = under_way(Way::Attach, OperationKind::Read);
     assert_eq!(scene.server.end_offer(scene.offer, false), Quiescence::Busy);
+    assert_eq!(
+        scene.server.end_offer(scene.offer, false),
+        Quiescence::Busy,
+        "ending it again changes nothing"
+    );
     scene.serve();
     assert_eq!(scene.server.offer_is_quiet(scene.offer), Quiescence::Busy, "the client was not heard yet");
     let error = scene.run(id).unwrap_err();
