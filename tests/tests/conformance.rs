@@ -482,7 +482,7 @@ fn memory_that_can_t_be_used_is_refused_by_name(lab: &Lab) -> Result<()> {
     assert!(is_empty(b.begin_write(Vec::<Descriptor>::new(), writable.metadata()).wait().unwrap_err()));
 
     // The same bytes twice as targets.
-    let buffer = vec![0u8; 100];
+    let buffer = [0u8; 100];
     let twice = || {
         let addr = buffer.as_ptr() as u64;
         // SAFETY: the buffer outlives both connectors' operations; two descriptors of it break the contract of exclusive access,

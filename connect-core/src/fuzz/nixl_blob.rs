@@ -1,10 +1,15 @@
 //! The parser and splicer of NIXL's agent blobs, which need nothing of NIXL.
 
+#[allow(clippy::duplicate_mod, reason = "the other is there with the feature `nixl` only")]
 #[path = "../transport/nixl/blob.rs"]
 mod blob;
+#[allow(clippy::duplicate_mod, reason = "the other is there with the feature `nixl` only")]
+#[path = "../transport/nixl/reach.rs"]
+mod reach;
 
 use super::{bounded, measured, printable};
 use blob::{Blob, RemoteRegion, splice};
+use reach::Reach;
 
 /// Another agent's: a blob with a connection and one region, as NIXL 1.5.1 writes it.
 const OTHER: &[u8] = include_bytes!("../../golden/nixl_blob.bin");
@@ -22,8 +27,9 @@ pub(super) fn nixl_blob(input: &[u8]) {
         assert!(Blob::parse(&input[..cut]).is_err(), "a part of it is whole");
     }
     assert!(Blob::parse(&[input, b"|"].concat()).is_err(), "there may be more behind it");
+    let reach = Reach::new(&blob.regions);
     for region in blob.regions.iter().take(8) {
-        check_cover(&blob.regions, region);
+        check_cover(&blob.regions, &reach, region);
     }
     assert_eq!(splice(input, input).as_deref(), Some(input));
     for (connection, memory) in [(input, OTHER), (OTHER, input)] {
@@ -38,7 +44,7 @@ fn parse(bytes: &[u8]) -> Blob<'_> {
 }
 
 /// A region covers itself unless it wraps around, and nothing that the arithmetic of 128 bits says it does not.
-fn check_cover(regions: &[RemoteRegion], region: &RemoteRegion) {
+fn check_cover(regions: &[RemoteRegion], reach: &Reach, region: &RemoteRegion) {
     let &RemoteRegion { memory_type, addr, len, device } = region;
     for (addr, len) in
         [(addr, len), (addr.wrapping_add(1), len), (addr, len.wrapping_add(1)), (addr, u64::MAX)]
@@ -51,7 +57,7 @@ fn check_cover(regions: &[RemoteRegion], region: &RemoteRegion) {
                     && other.addr <= addr
                     && end <= u128::from(other.addr) + u128::from(other.len)
             });
-        assert_eq!(Blob::covers(regions, memory_type, addr, len, device), naive, "{addr}+{len}");
+        assert_eq!(reach.covers(memory_type, device, addr, len), naive, "{addr}+{len}");
     }
 }
 

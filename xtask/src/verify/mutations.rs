@@ -141,8 +141,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         what: "ranges outside the peer's regions are let through",
         edits: &[Edit {
             file: "connect-core/src/transport/nixl/reach.rs",
-            find: "(last.memory_type, last.device) == place && range.end() <= last.furthest",
-            replace: "(last.memory_type, last.device) == place || range.end() <= last.furthest",
+            find: "            && addr.checked_add(len).is_some_and(|end| end <= last.furthest)",
+            replace: "            && addr.checked_add(len).is_some()",
         }],
         package: "connect-core",
         target: LIB,

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use agent::Generation;
+use agent::{Generation, memory_type};
 use blob::Blob;
 pub use config::{NixlConfig, NixlProgress};
 pub use library::{candidates, load, plugins};
@@ -578,7 +578,11 @@ fn events_of(notifications: Vec<(String, Vec<u8>)>, takers: &mut Takers) -> Vec<
 }
 
 fn check_covered(peer: &Peer, remote: &[Region]) -> Result<(), TransportError> {
-    match remote.iter().position(|region| !peer.reach.covers(region)) {
+    let covered = |region: &Region| {
+        let (memory_type, device) = (memory_type(region.device()) as u32, u64::from(region.device().id()));
+        peer.reach.covers(memory_type, device, region.addr(), region.len())
+    };
+    match remote.iter().position(|region| !covered(region)) {
         None => Ok(()),
         Some(index) => Err(TransportError::Protocol(format!(
             "descriptor {index} lies outside the memory that {} made reachable",
