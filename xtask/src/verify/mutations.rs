@@ -216,9 +216,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
             find: "        offered.state = State::Taken;\n        self.by_key.remove(&offered.key);",
             replace: "        offered.state = State::Open;",
         }],
-        package: "connect-tests",
-        target: &["--test", "promises"],
-        test: "local::p8_what_was_read_once_can_not_be_read_again",
+        package: "connect-core",
+        target: LIB,
+        test: "transport::local::tests::refusals::an_offer_is_taken_once",
     },
     Mutant {
         of: "P5",

@@ -7,7 +7,8 @@ use super::super::frame::{Frame, HEADER, Header, Kind, Request};
 use super::super::node::Node;
 use super::super::serve::Server;
 use super::{Bytes, Memory, Nodes, Peer, hello};
-use crate::transport::{Offer, OfferId, Quiescence, TransportEvent};
+use crate::fuzz::printable;
+use crate::transport::{Offer, OfferId, Quiescence, TransportError, TransportEvent};
 use crate::{Device, OperationKind, Region};
 
 /// More steps than any input takes.
@@ -138,12 +139,23 @@ impl<'n> Scene<'n> {
     }
 
     fn notified(&mut self, event: TransportEvent) {
-        let TransportEvent::Notification { from, body } = event else { panic!("{event:?}") };
+        let (from, body) = match event {
+            TransportEvent::Notification { from, body } => (from, body),
+            TransportEvent::OfferFailed { id, error } => return Self::failed(&self.offers, id, &error),
+        };
         assert_eq!(from, "x-y");
         let index = KEYS.iter().position(|key| key.as_bytes() == body).expect("the key is one of ours");
         let offer = &mut self.offers[index];
         assert!(!offer.ended, "{:?} was taken after its end", KEYS[index]);
         assert!(!std::mem::replace(&mut offer.notified, true), "{:?} was taken twice", KEYS[index]);
+    }
+
+    /// The client died or gave up in the middle of an offer that was open.
+    fn failed(offers: &[Offered], id: OfferId, error: &TransportError) {
+        assert!(matches!(error, TransportError::LetGo(_) | TransportError::PeerLost(_)), "{error:?}");
+        printable(error);
+        let offer = offers.iter().find(|offer| offer.id == id).expect("the offer is one of ours");
+        assert!(!offer.ended && !offer.notified, "{error:?} after its end");
     }
 
     fn end(&mut self, index: usize) {
@@ -170,7 +182,12 @@ impl<'n> Scene<'n> {
             self.server.pump(self.node, self.token, &mut self.events);
             self.server.pull(self.node, &mut self.events);
         }
-        assert!(self.events.is_empty(), "{:?} after the client was gone", self.events);
+        for event in std::mem::take(&mut self.events) {
+            match event {
+                TransportEvent::OfferFailed { id, error } => Self::failed(&self.offers, id, &error),
+                other => panic!("{other:?} after the client was gone"),
+            }
+        }
         for offer in &mut self.offers {
             if let Some(source) = &offer.source
                 && offer.memory.expected.is_none()
