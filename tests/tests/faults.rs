@@ -47,7 +47,8 @@ fn p6_the_planned_failure_of_each_call_reaches_its_caller() -> Result<()> {
         let Error::Transport { source, .. } = &failed.error else { panic!("{call:?}: {failed}") };
         assert_eq!((source, failed.error.is_retryable()), (&lost(), true));
         assert!(matches!(failed.memory, Recovered::Returned(_)), "{call:?}: {failed:?}");
-        // The plan is over, and the offer stands.
+        // The plan is over. The offer may have heard that its taker gave up; the next one is served.
+        let offer = sender.create_readable(vec![3u8; 100]).wait()?;
         let reading = receiver.begin_read(offer.metadata(), vec![0u8; 100]).wait()?;
         assert_eq!(reading.wait_for_completion().wait()?.memory, [3; 100]);
         offer.wait_for_completion().wait()?;
@@ -69,6 +70,7 @@ fn p2_a_stalled_transfer_ends_with_its_deadline_and_can_be_cancelled() -> Result
     assert!(matches!(failed.error, Error::DeadlineExceeded { .. }), "{failed}");
     assert!(started.elapsed() < Duration::from_secs(10));
 
+    let offer = sender.create_readable(vec![3u8; 100]).wait()?;
     let reading = receiver.begin_read(offer.metadata(), vec![0u8; 100]).wait()?;
     let cancelled = reading.cancel().wait();
     assert_eq!(Cancellation::of(&cancelled), Cancellation::Drained);
@@ -106,6 +108,7 @@ fn p1_memory_called_busy_is_parked_counted_and_limited() -> Result<()> {
 
     control.heal();
     at_rest(&receiver)?;
+    let offer = sender.create_readable(vec![3u8; 600]).wait()?;
     let reading = receiver.begin_read(offer.metadata(), vec![0u8; 600]).wait()?;
     assert_eq!(reading.wait_for_completion().wait()?.memory, [3; 600]);
     Ok(())
@@ -163,6 +166,7 @@ fn p2_p6_when_peers_vanish_transfers_fail_as_lost_and_work_again_when_they_are_b
     let failed = receiver.begin_read(offer.metadata(), vec![0u8; 100]).wait().err().context("still gone")?;
     assert_eq!(failed.error.category(), ErrorCategory::Peer);
     control.heal();
+    let offer = sender.create_readable(vec![3u8; 100]).wait()?;
     let reading = receiver.begin_read(offer.metadata(), vec![0u8; 100]).wait()?;
     assert_eq!(reading.wait_for_completion().wait()?.memory, [3; 100]);
     at_rest(&receiver)
