@@ -16,6 +16,7 @@ use connect_core::{
     OperationStatus, RdmaMetadata, Stats,
 };
 use connect_tests::child::{Shared, Worker};
+use connect_tests::process::signal;
 use connect_tests::{memory, pattern, require};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
@@ -336,7 +337,20 @@ fn d14_metadata_of_a_process_that_was_never_met_and_is_gone_is_a_lost_peer() -> 
 /// the agent that could still write it is gone (P1, D7).
 #[test]
 fn d7_d14_memory_of_many_pieces_comes_free_only_when_it_is_quiet() -> Result<()> {
-    let Some((reader, _, failed)) = read_from_the_dead(&[100_000, 1, 4096])? else { return Ok(()) };
+    let Some((reader, _)) = pair()? else { return Ok(()) };
+    // Over TCP a read waits for the peer's process, and is in flight for as long as that is stopped.
+    let mut dead = tcp_worker()?;
+    let (id, metadata) = dead.offer("readable", &[4096], 1)?;
+    read(&reader, &RdmaMetadata::from_json(&metadata)?, 4096, 1)?;
+    dead.completed(id)?;
+    let lengths = [100_000, 1, 4096];
+    let (_, metadata) = dead.offer("readable", &lengths, 2)?;
+    signal(dead.pid(), "STOP")?;
+    let reading = reader.begin_read(&RdmaMetadata::from_json(&metadata)?, memory::targets(&lengths)?);
+    let reading = reading.wait()?;
+    thread::sleep(Duration::from_millis(100));
+    dead.kill();
+    let failed = reading.wait_for_completion().wait().err().context("memory of the dead was read")?;
     assert_eq!(failed.error.category(), ErrorCategory::Peer, "{failed}");
     assert!(failed.memory.is_parked(), "one piece failed, and nothing is known of the others");
     until(&reader, "its memory is quiet", |stats| stats.parked == 0 && stats.parked_bytes == 0)?;
@@ -458,7 +472,8 @@ fn d19_a_zip_bomb_is_refused_at_once_and_within_bounds() -> Result<()> {
     let started = Instant::now();
     let begun = worker.begin("read", &document.to_string(), &[100], 1)?;
     let error = worker.expect(begun, "error")?;
-    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    // Minutes, if it were inflated whole by an unoptimised build on a busy machine.
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     assert_eq!(error["kind"], "protocol", "{error}");
     assert!(error["message"].as_str().is_some_and(|text| text.contains("more than the limit")), "{error}");
     let after = worker.ask(json!({"do": "rss"}), "rss")?;
