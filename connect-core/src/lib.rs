@@ -110,6 +110,7 @@ mod op;
 pub mod original;
 mod random;
 mod stats;
+mod sync;
 mod task;
 mod tensors;
 pub mod transport;
