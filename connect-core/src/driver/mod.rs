@@ -7,6 +7,8 @@
 mod closing;
 mod end;
 mod info;
+#[cfg(all(test, loom))]
+mod loom;
 #[cfg(test)]
 mod model;
 mod operation;

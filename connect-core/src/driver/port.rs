@@ -1,8 +1,6 @@
 //! The way into the driver thread: [`Port`] for callers, [`Inbox`] for the driver.
 
 use std::any::Any;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 
 use super::OpInfo;
@@ -12,6 +10,8 @@ use crate::op::OperationStatus;
 use crate::op::slot::Outcome;
 use crate::op::state::Why;
 use crate::stats;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::mpsc::{self, Receiver, Sender};
 use crate::wire::RdmaMetadata;
 
 /// What callers ask of the driver.
@@ -77,6 +77,9 @@ pub(crate) struct Inbox {
 /// Wakes the driver, but only when it sleeps: a wake-up costs a system call.
 #[derive(Default)]
 struct Bell {
+    /// Only ever swapped, never just stored or loaded: swaps have one order, and each sees what happened before
+    /// those that came before it. So if a sender's swap comes first, the driver's look at the commands after
+    /// its own finds that sender's; if the driver's comes first, the sender finds it asleep.
     asleep: AtomicBool,
     ring: OnceLock<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -93,8 +96,7 @@ impl Port {
         self.commands.send(command).map_err(|mpsc::SendError(command)| command)?;
         // Pairs with `Inbox::falling_asleep`: either the driver sees the command before it sleeps, or this
         // sees that it is asleep.
-        fence(Ordering::SeqCst);
-        if self.bell.asleep.swap(false, Ordering::SeqCst)
+        if self.bell.asleep.swap(false, Ordering::AcqRel)
             && let Some(ring) = self.bell.ring.get()
         {
             ring();
@@ -117,8 +119,7 @@ impl Inbox {
     /// Announces that the driver is about to sleep. Returns a command that slipped in, in which case it
     /// must not.
     pub(crate) fn falling_asleep(&self) -> Option<Command> {
-        self.bell.asleep.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        self.bell.asleep.swap(true, Ordering::AcqRel);
         let command = self.try_recv();
         if command.is_some() {
             self.awake();
@@ -127,6 +128,6 @@ impl Inbox {
     }
 
     pub(crate) fn awake(&self) {
-        self.bell.asleep.store(false, Ordering::SeqCst);
+        self.bell.asleep.swap(false, Ordering::AcqRel);
     }
 }
