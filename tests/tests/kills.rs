@@ -55,7 +55,7 @@ mod nixl {
         lab.transport().is_available().then_some(lab)
     }
 
-    // One survivor may be ended by UCX itself: about one kill in 500 makes it fail an assertion of its own.
+    // One survivor may be ended by UCX itself: about one kill in 400 makes it fail an assertion of its own.
     #[test]
     fn peers_are_killed_and_stopped_over_nixl() -> Result<()> {
         lab().map_or(Ok(()), |_| storm("nixl", 30, 1))
