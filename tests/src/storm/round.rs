@@ -115,18 +115,23 @@ fn first_signal(end: End) -> Signal {
 
 fn prepare(survivor: &Survivor, prey: &mut Prey, op: &Op, id: Option<u64>, yard: &Yard) -> (Ready, Instant) {
     let connector = survivor.connector.with_deadline(op.deadline);
-    let created = Instant::now();
-    let ready = match op.deed {
+    match op.deed {
         Deed::WeRead | Deed::WeWrite => {
             let document = id.and_then(|id| prey.metadata(id));
-            Ready::Active(document.and_then(|json| RdmaMetadata::from_json(&json.to_string()).ok()))
+            let document = document.and_then(|json| RdmaMetadata::from_json(&json.to_string()).ok());
+            (Ready::Active(document), Instant::now())
         }
         Deed::TheyRead => {
-            Ready::Readable(connector.create_readable(yard.source(&op.lengths, op.seed)).wait())
+            let memory = yard.source(&op.lengths, op.seed);
+            let created = Instant::now();
+            (Ready::Readable(connector.create_readable(memory).wait()), created)
         }
-        Deed::TheyWrite => Ready::Writable(connector.create_writable(yard.target(&op.lengths)).wait()),
-    };
-    (ready, created)
+        Deed::TheyWrite => {
+            let memory = yard.target(&op.lengths);
+            let created = Instant::now();
+            (Ready::Writable(connector.create_writable(memory).wait()), created)
+        }
+    }
 }
 
 fn begin(prey: &mut Prey, op: &Op, metadata: &RdmaMetadata) -> Option<u64> {
@@ -136,42 +141,45 @@ fn begin(prey: &mut Prey, op: &Op, metadata: &RdmaMetadata) -> Option<u64> {
 
 /// The survivor's part of an operation; `None` if there was nothing to begin with.
 fn perform(connector: &Connector, op: &Op, ready: Ready, created: Instant, yard: &Yard) -> Option<Ended> {
-    let (began, outcome) = match ready {
+    // What takes time by itself, like making memory and checking it, is not counted.
+    let (began, at, outcome) = match ready {
         Ready::Active(None) => return None,
         Ready::Active(Some(metadata)) if op.deed == Deed::WeRead => {
+            let memory = yard.target(&op.lengths);
             let began = Instant::now();
-            let operation = connector.begin_read(&metadata, yard.target(&op.lengths)).wait();
+            let operation = connector.begin_read(&metadata, memory).wait();
             let ended = operation.and_then(|operation| match gives_up(op) {
                 true => operation.cancel().wait(),
                 false => operation.wait_for_completion().wait(),
             });
-            (began, received(op, ended))
+            (began, Instant::now(), received(op, ended))
         }
         Ready::Active(Some(metadata)) => {
+            let memory = yard.source(&op.lengths, op.seed);
             let began = Instant::now();
-            let operation = connector.begin_write(yard.source(&op.lengths, op.seed), &metadata).wait();
+            let operation = connector.begin_write(memory, &metadata).wait();
             let ended = operation.and_then(|operation| match gives_up(op) {
                 true => operation.cancel().wait(),
                 false => operation.wait_for_completion().wait(),
             });
-            (began, sent(ended))
+            (began, Instant::now(), sent(ended))
         }
         Ready::Readable(operation) => {
             let ended = operation.and_then(|operation| match gives_up(op) {
                 true => operation.cancel().wait(),
                 false => operation.wait_for_completion().wait(),
             });
-            (created, sent(ended))
+            (created, Instant::now(), sent(ended))
         }
         Ready::Writable(operation) => {
             let ended = operation.and_then(|operation| match gives_up(op) {
                 true => operation.cancel().wait(),
                 false => operation.wait_for_completion().wait(),
             });
-            (created, received(op, ended))
+            (created, Instant::now(), received(op, ended))
         }
     };
-    Some(Ended { outcome, began, at: Instant::now() })
+    Some(Ended { outcome, began, at })
 }
 
 /// Waits until the survivor gives up, if it does.
@@ -256,8 +264,9 @@ fn strike(prey: &mut Prey, plan: &Plan, over: impl Fn() -> bool) -> Result<Struc
         }
         End::StopContinue(hold) => {
             thread::sleep(hold);
+            let continued = Instant::now();
             prey.go_on();
-            Some(Instant::now())
+            Some(continued)
         }
     };
     let killed = match plan.end {

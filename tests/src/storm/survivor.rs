@@ -1,5 +1,6 @@
 //! [`Survivor`]: the long-lived side, what it counts, and how it shows that it is well.
 
+use std::ops::Range;
 use std::process;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -52,15 +53,23 @@ impl Survivor {
         Ok(Self { connector, way, tally, late, seed, deeds })
     }
 
-    /// Goes through rounds `first..first + count`, so many at a time, and rests after each `batch`.
+    /// Goes through rounds `first..first + count`, so many at a time, and rests after each `batch`. `report` is told
+    /// the next round then.
     ///
     /// # Errors
     /// What keeps it from going on; what goes wrong with a round is in the [`Tally`].
-    pub fn weather(&self, first: u64, count: u64, lanes: usize, batch: u64) -> Result<()> {
+    pub fn weather(
+        &self,
+        first: u64,
+        count: u64,
+        lanes: usize,
+        batch: u64,
+        report: impl Fn(u64) + Sync,
+    ) -> Result<()> {
         let bystander = Bystander::default();
         thread::scope(|scope| {
             let neighbour = scope.spawn(|| bystander.live(self));
-            let weathered = self.batches(first, count, lanes, batch, &bystander);
+            let weathered = self.batches(first..first + count, lanes, batch, &bystander, report);
             bystander.ended.store(true, Ordering::SeqCst);
             let lived = neighbour.join().unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked")));
             if let Err(error) = lived {
@@ -70,16 +79,23 @@ impl Survivor {
         })
     }
 
-    fn batches(&self, first: u64, count: u64, lanes: usize, batch: u64, bystander: &Bystander) -> Result<()> {
+    fn batches(
+        &self,
+        rounds: Range<u64>,
+        lanes: usize,
+        batch: u64,
+        bystander: &Bystander,
+        report: impl Fn(u64),
+    ) -> Result<()> {
         ensure!(
             eventually(REST, || bystander.rounds.load(Ordering::SeqCst) > 0),
             "the bystander does not get a round done"
         );
         self.serve_a_guest()?;
         let baseline = self.resources()?;
-        let mut next = first;
-        while next < first + count {
-            let end = (next + batch).min(first + count);
+        let mut next = rounds.start;
+        while next < rounds.end {
+            let end = (next + batch).min(rounds.end);
             let number = AtomicU64::new(next);
             thread::scope(|scope| {
                 for _ in 0..lanes {
@@ -96,6 +112,7 @@ impl Survivor {
             });
             next = end;
             self.rest(baseline).with_context(|| format!("after round {}", end - 1))?;
+            report(next);
         }
         Ok(())
     }

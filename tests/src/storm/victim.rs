@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use connect_core::{Connector, Error, RdmaMetadata};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::Way;
@@ -53,6 +55,8 @@ const CLOSES: Duration = Duration::from_secs(4);
 /// # Errors
 /// The connector can't be built.
 pub fn run(doom: &Doom) -> Result<ExitCode> {
+    // Or it would stay for ever, should it be stopped when the survivor is ended.
+    set_pdeathsig(Signal::SIGKILL)?;
     let trigger = doom.point.map(|point| Trigger::new(point, doom.nth, doom.fate));
     let mut factory = doom.transport.factory()?;
     if let Some(trigger) = &trigger {
