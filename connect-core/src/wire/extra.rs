@@ -157,6 +157,19 @@ mod tests {
     }
 
     #[test]
+    fn every_number_comes_back_as_the_same() {
+        let mut bits = 1u64;
+        for _ in 0..20_000 {
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let number = f64::from_bits(bits);
+            if number.is_finite() {
+                let read = read(&serde_json::to_string(&number).unwrap()).unwrap();
+                assert_eq!(read.as_f64().map(f64::to_bits), Some(bits), "{number:e}");
+            }
+        }
+    }
+
+    #[test]
     fn what_grows_in_memory_is_refused() {
         let many = format!("[{}0]", "0,".repeat(MAX_VALUES));
         assert!(read(&many).unwrap_err().to_string().contains("more than 65536 values"));

@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SndBuf;
+
 use super::super::frame::{Frame, HEADER, Header, Kind, Request};
 use super::super::node::Node;
 use super::super::serve::Server;
@@ -57,11 +60,14 @@ impl<'n> Scene<'n> {
     fn new(node: &'n Node) -> Self {
         let (ours, socket) = UnixStream::pair().expect("a pair of sockets");
         socket.set_nonblocking(true).expect("a socket can be non-blocking");
+        // As small as the kernel makes it, so that a stream stops in the middle of a frame.
+        setsockopt(&ours, SndBuf, &1).expect("a buffer can be small");
         let mut server = Server::default();
         let offered = [
             (OperationKind::Read, Memory::new(&[300, 1, 40], |at| at as u8)),
             (OperationKind::Write, Memory::new(&[64, 5], |_| 0)),
-            (OperationKind::Read, Memory::new(&[70], |at| (at * 3 + 100) as u8)),
+            // More than the socket takes at once.
+            (OperationKind::Read, Memory::new(&[12_000], |at| (at * 3 + at / 256 + 100) as u8)),
         ];
         let offers = offered.into_iter().zip(KEYS).map(|((kind, memory), key)| {
             let id = server.offers.add(&Offer { kind, regions: &memory.regions, key });
@@ -105,6 +111,10 @@ impl<'n> Scene<'n> {
             7 => {
                 self.peer.send(usize::from(input.byte()));
                 self.serve();
+                // A client that does not listen holds its answers up.
+                if id != 0 {
+                    self.peer.hear(&mut self.heard);
+                }
             }
             _ => self.end(usize::from(input.byte()) % KEYS.len()),
         }
@@ -130,7 +140,6 @@ impl<'n> Scene<'n> {
             | self.server.pull(self.node, &mut self.events)
         {
             assert!(steps.next().is_some(), "it never comes to rest");
-            self.peer.hear(&mut self.heard);
         }
         assert!(self.server.conns.len() <= 1);
         for event in std::mem::take(&mut self.events) {
@@ -173,8 +182,11 @@ impl<'n> Scene<'n> {
     /// Sends what is left, hangs up, and looks at what is left behind.
     fn finish(mut self) {
         self.peer.send(usize::MAX);
-        self.serve();
-        self.peer.hear(&mut self.heard);
+        let mut before = usize::MAX;
+        while std::mem::replace(&mut before, self.heard.len()) != self.heard.len() {
+            self.serve();
+            self.peer.hear(&mut self.heard);
+        }
         drop(self.peer);
         let mut steps = 0..HANG;
         while self.server.conns.contains_key(&self.token) {

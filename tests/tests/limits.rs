@@ -1,0 +1,98 @@
+//! What SECURITY.md says that this library can't prevent, as it was seen. Should one of these fail, something got
+//! better and that page is out of date.
+#![cfg(feature = "nixl")]
+
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use connect_core::Connector;
+use connect_core::transport::nixl::NixlConfig;
+use connect_tests::child::Worker;
+use connect_tests::{pattern, require};
+
+const WORKER: &str = env!("CARGO_BIN_EXE_worker");
+
+/// Large enough for the allocator to unmap it.
+const LARGE: usize = 8 << 20;
+
+fn worker(transport: &str, tcp: bool) -> Result<Worker> {
+    let mut command = Command::new(WORKER);
+    command.args(["--transport", transport]);
+    if tcp {
+        command.env("UCX_TLS", "tcp");
+    }
+    Worker::ready(command)
+}
+
+/// The same document, offering to be written what it offered to be read.
+fn reversed(document: &str) -> String {
+    let reversed = document.replacen("\"operation_kind\":1", "\"operation_kind\":2", 1);
+    assert_ne!(reversed, document);
+    reversed
+}
+
+/// Whether a process that holds a document to read writes to the memory.
+fn is_overwritten(connector: &Connector, transport: &str) -> Result<bool> {
+    let mut holder = worker(transport, false)?;
+    let content = Arc::new(pattern::bytes(5000, 1));
+    let offer = connector.create_readable(Arc::clone(&content)).wait()?;
+    let document = offer.metadata().to_json();
+    let writing = holder.begin("write", &reversed(&document), &[5000], 2)?;
+    let answer = holder.answer(writing)?;
+    let content = std::hint::black_box(&content);
+    if answer["event"] == "error" {
+        ensure!(pattern::first_difference(content, 1).is_none(), "refused, and written to");
+        // The offer is as good as before.
+        let reading = holder.begin("read", &document, &[5000], 1)?;
+        holder.completed(reading)?;
+        offer.wait_for_completion().wait()?;
+        return Ok(false);
+    }
+    ensure!(pattern::first_difference(content, 2).is_none(), "it was told that it wrote, and did not");
+    // The key is the same for both directions.
+    offer.wait_for_completion().wait()?;
+    Ok(true)
+}
+
+#[test]
+fn local_refuses_to_write_what_is_offered_to_be_read() -> Result<()> {
+    for transport in ["local", "local-stream"] {
+        ensure!(!is_overwritten(&Connector::local()?, transport)?, "{transport}");
+    }
+    Ok(())
+}
+
+#[test]
+fn nixl_writes_what_is_offered_to_be_read() -> Result<()> {
+    if require::nixl() {
+        let connector = Connector::builder().nixl(NixlConfig::default()).build()?;
+        ensure!(is_overwritten(&connector, "nixl")?, "it was refused");
+    }
+    Ok(())
+}
+
+/// After an honest, complete read.
+#[test]
+fn a_document_used_again_over_tcp_after_its_memory_was_unmapped_kills_the_process_that_offered() -> Result<()>
+{
+    if !require::nixl() {
+        return Ok(());
+    }
+    let (mut a, mut b) = (worker("nixl", true)?, worker("nixl", true)?);
+    let (offered, document) = a.offer("readable", &[LARGE], 1)?;
+    let reading = b.begin("read", &document, &[LARGE], 1)?;
+    b.completed(reading)?;
+    a.completed(offered)?;
+    ensure!(a.is_alive(), "it died of an honest read: {}", a.stderr());
+    let replayed = b.begin("read", &document, &[LARGE], 1)?;
+    let answer = b.answer(replayed)?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while a.is_alive() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(10));
+    }
+    ensure!(!a.is_alive(), "it survived; the reader got {answer}");
+    Ok(())
+}
