@@ -25,7 +25,7 @@ How long they take (two cores, fast line; first run, then later runs):
   setup    75 s for all, 4 s for --nixl; then under 1 s
   demo     2 min to build; then seconds
   test     about 17 min; then 5
-  verify   10 min or more, by design
+  verify   10 min, by design; an hour more with --all
   fuzz     1 min to build; then 15 s for each million executions
   bench    3 min to build; then 1 to 2 min
 
@@ -48,7 +48,7 @@ enum Command {
     Demo(demo::Args),
     /// Run everything CI runs, each step with its time
     Test(step::Args),
-    /// Run the long checks: more schedules, more kills, more random layouts
+    /// Run the long checks: kills by the thousand, a million steps of the model, ten million fuzzed inputs
     Verify(verify::Args),
     /// Write the list of the promises' tests into docs/reliability.md
     Promises,
