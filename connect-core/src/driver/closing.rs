@@ -1,5 +1,6 @@
 //! The driver's last steps: ending what is open, waiting for what is in flight, letting the transport go.
 
+use std::thread;
 use std::time::Instant;
 
 use super::{Driver, Request, channel};
@@ -44,15 +45,30 @@ impl Driver {
             self.closing = Some(still_waiting);
             return false;
         }
+        let linger = self.transport.linger();
         self.drop_transport();
+        self.closing = Some(answered);
+        if linger.is_zero() {
+            self.finish();
+        } else {
+            self.lingers_for = linger;
+        }
+        true
+    }
+
+    /// Frees what was parked until the transport was gone, and tells those who wait for that.
+    pub(super) fn finish(&mut self) {
+        if !self.operations.is_empty() {
+            // Nobody is kept waiting by this beyond a deadline: the watchdog answers for this thread.
+            thread::sleep(std::mem::take(&mut self.lingers_for));
+        }
         for (_, operation) in std::mem::take(&mut self.operations) {
             self.forget(operation);
         }
-        for Request(info) in &answered {
+        for Request(info) in self.closing.take().iter().flatten() {
             info.slot.open(Opened::default());
             self.deadlines.remove(info);
         }
-        true
     }
 
     /// Replaces the transport by one that is closed. With it go its registrations and connections: nothing

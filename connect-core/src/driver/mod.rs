@@ -104,7 +104,13 @@ fn run(
     let _ = ready.send(Ok(Ready { transport: name, backend, end: Arc::clone(&end) }));
 
     let mut driver = Driver::new(transport, inbox, Arc::clone(&deadlines), counters, Clock::Real);
-    if catch_unwind(AssertUnwindSafe(|| while driver.turn() {})).is_err() {
+    let work = || {
+        while driver.turn() {}
+        // The transport is gone; whoever drops the last handle waits for no more than that.
+        end.reached();
+        driver.finish();
+    };
+    if catch_unwind(AssertUnwindSafe(work)).is_err() {
         // A bug, in this library or in an engine. Nothing is known about the memory any more, so none of it
         // is freed (P1), and every caller is told (P2).
         tracing::error!("the driver thread panicked; its connector is unusable and its memory is kept");
@@ -143,6 +149,8 @@ struct Driver {
     events: Vec<TransportEvent>,
     /// Set once the connector shuts down: nobody, or the callers who wait for the end.
     closing: Option<Vec<Request>>,
+    /// How long memory is kept after the transport was dropped.
+    lingers_for: Duration,
 }
 
 impl Driver {
@@ -170,6 +178,7 @@ impl Driver {
             next_watch: None,
             events: Vec::new(),
             closing: None,
+            lingers_for: Duration::ZERO,
         }
     }
 

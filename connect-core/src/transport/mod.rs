@@ -82,6 +82,12 @@ pub unsafe trait Transport {
     /// Whether a transfer may still move bytes in a way that dropping the transport would not end.
     fn has_transfers_in_flight(&self) -> bool;
 
+    /// How long memory of offers that are not known to be quiet must be kept after the transport was dropped: the
+    /// time in which a peer may not have heard of its end.
+    fn linger(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Drives whatever is not a transfer of ours (incoming requests, notifications) and appends what
     /// happened to `events`. Returns whether there was anything to do.
     fn progress(&mut self, events: &mut Vec<TransportEvent>) -> bool;

@@ -296,6 +296,10 @@ unsafe impl Transport for Faulty {
         !self.transfers.is_empty() || self.inner.has_transfers_in_flight()
     }
 
+    fn linger(&self) -> Duration {
+        self.inner.linger()
+    }
+
     fn progress(&mut self, events: &mut Vec<TransportEvent>) -> bool {
         let before = events.len();
         let mut busy = self.inner.progress(events);

@@ -531,6 +531,10 @@ unsafe impl Transport for NixlTransport {
         self.transfers.values().any(|moving| moving.state == Phase::InProgress && moving.posted.is_some())
     }
 
+    fn linger(&self) -> Duration {
+        if self.unquiet.is_empty() { Duration::ZERO } else { LINGER }
+    }
+
     fn progress(&mut self, events: &mut Vec<TransportEvent>) -> bool {
         let before = events.len();
         events.append(&mut self.early);
