@@ -1,5 +1,10 @@
 //! The parser and splicer of NIXL's agent blobs, which need nothing of NIXL.
 
+// With the feature it is a module there too, whose items are not for this one.
+#[cfg_attr(
+    feature = "nixl",
+    allow(clippy::duplicate_mod, reason = "without the feature this is the only one")
+)]
 #[path = "../transport/nixl/blob.rs"]
 mod blob;
 
