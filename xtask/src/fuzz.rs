@@ -82,6 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     let next = waiting.lock().ok().and_then(|mut names| names.pop());
                     let Some(name) = next else { break };
                     let outcome = fuzz(&program, &name, one * share(&name));
+                    println!("{name} is done after {:.0} s", started.elapsed().as_secs_f64());
                     outcomes.lock().map(|mut outcomes| outcomes.push(outcome)).unwrap_or_default();
                 }
             });
