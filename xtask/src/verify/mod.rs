@@ -26,6 +26,9 @@ pub(crate) struct Args {
 /// Steps of the model's state machines.
 const STEPS_OF_THE_MODEL: u32 = 1_000_000;
 
+/// Survivors that UCX may end (docs/reliability.md): assertions of its own about peers that died, one in 500.
+const CRASHES: u32 = 2;
+
 /// Executions of all fuzz targets together.
 const EXECUTIONS: u64 = 10_000_000;
 
@@ -44,15 +47,15 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "model", what: "random schedules, a million steps", needs: &[], run: model },
     Step {
         name: "kills-local",
-        what: "2,000 peers killed or stopped over local",
+        what: "2,000 peers killed or stopped over local, 500 more over its streams",
         needs: &[],
-        run: |_| storm("local", 2000),
+        run: |_| storm("local", 2000, 0).and_then(|()| storm("local-stream", 500, 0)),
     },
     Step {
         name: "kills-nixl",
-        what: "200 peers killed or stopped over NIXL",
+        what: "200 peers killed or stopped over NIXL, 100 more over TCP",
         needs: &[Group::Nixl],
-        run: |_| storm("nixl", 200),
+        run: |_| storm("nixl", 200, CRASHES).and_then(|()| storm("nixl-tcp", 100, CRASHES)),
     },
     Step {
         name: "fuzz",
@@ -116,9 +119,10 @@ fn model(outcome: &mut Outcome) -> Result<()> {
     counted(model.env("CONNECT_STEPS", STEPS_OF_THE_MODEL.to_string()), outcome)
 }
 
-fn storm(transport: &str, rounds: u32) -> Result<()> {
-    let rounds = rounds.to_string();
-    process::run(program("storm").args(["--transport", transport, "--rounds", &rounds]))
+fn storm(transport: &str, rounds: u32, crashes: u32) -> Result<()> {
+    let (rounds, crashes) = (rounds.to_string(), crashes.to_string());
+    let how = ["--transport", transport, "--rounds", &rounds, "--crashes", &crashes];
+    process::run(program("storm").args(how))
 }
 
 fn soak(transport: &str) -> Result<()> {
