@@ -84,13 +84,13 @@ pub(crate) const STEPS: &[Step] = &[
         name: "soak-local",
         what: "two million operations over local",
         needs: &[],
-        run: |_| soak("local"),
+        run: |_| soak("local", "256"),
     },
     Step {
         name: "soak-nixl",
         what: "two million operations over NIXL",
         needs: &[Group::Nixl],
-        run: |_| soak("nixl"),
+        run: |_| soak("nixl", "1000"),
     },
 ];
 
@@ -125,8 +125,10 @@ fn storm(transport: &str, rounds: u32, crashes: u32) -> Result<()> {
     process::run(program("storm").args(how))
 }
 
-fn soak(transport: &str) -> Result<()> {
-    process::run(program("soak").args(["--transport", transport, "--operations", "2000000"]))
+/// `renew`: operations after which a peer is replaced by a new one, so that thousands come and go.
+fn soak(transport: &str, renew: &str) -> Result<()> {
+    let how = ["--transport", transport, "--operations", "2000000", "--renew", renew];
+    process::run(program("soak").args(how))
 }
 
 fn program(name: &str) -> Command {
