@@ -27,9 +27,9 @@ const MAX_LEN: &str = "-max_len=4096";
 /// An input that takes longer (seconds) counts as a hang; the slowest takes a millisecond.
 const TIMEOUT: &str = "-timeout=20";
 
-/// Targets behind a socket, where an execution makes dozens of system calls and takes ten times as long: the
-/// others are executed [`OFTEN`] times as often, so that all take about as long.
-const SOCKETS: [&str; 2] = ["local_client", "local_server"];
+/// Targets whose executions take ten times as long, by dozens of system calls or a compressor's tables: the others
+/// are executed [`OFTEN`] times as often, so that all take about as long.
+const SLOW: [&str; 3] = ["blob_layers", "local_client", "local_server"];
 
 const OFTEN: u64 = 4;
 
@@ -69,7 +69,7 @@ pub(crate) fn all(executions: u64) -> Result<()> {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let names = targets(&args.only)?;
     let program = build(args.address)?;
-    let share = |name: &String| if SOCKETS.contains(&name.as_str()) { 1 } else { OFTEN };
+    let share = |name: &String| if SLOW.contains(&name.as_str()) { 1 } else { OFTEN };
     let one = args.executions.div_ceil(names.iter().map(share).sum());
     let workers = thread::available_parallelism().map_or(1, usize::from).min(names.len());
     println!("{} targets, {} executions, {workers} targets at a time", names.len(), args.executions);
