@@ -47,7 +47,7 @@ enum Command {
     /// Move a checkpoint between two processes and show how fast it went
     Demo(demo::Args),
     /// Run everything CI runs, each step with its time
-    Test(step::Args),
+    Test(step::Choice),
     /// Run the long checks: kills by the thousand, a million steps of the model, ten million fuzzed inputs
     Verify(verify::Args),
     /// Write the list of the promises' tests into docs/reliability.md
@@ -72,5 +72,15 @@ fn main() -> Result<()> {
         Command::Promises => promises::write(),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
     }
 }

@@ -10,7 +10,7 @@ use crate::setup::{self, Group};
 
 /// Which steps.
 #[derive(Clone, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct Choice {
     /// Only these steps, by name
     #[arg(long, value_name = "STEP", value_delimiter = ',')]
     pub(crate) only: Vec<String>,
@@ -42,7 +42,7 @@ enum End {
 }
 
 /// Runs steps, or those of them that were asked for.
-pub(crate) fn run(steps: &'static [Step], args: &Args) -> Result<()> {
+pub(crate) fn run(steps: &'static [Step], args: &Choice) -> Result<()> {
     let chosen = choose(steps, &args.only)?;
     if args.list {
         for step in chosen {

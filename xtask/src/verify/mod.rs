@@ -20,7 +20,7 @@ pub(crate) struct Args {
     #[arg(long)]
     all: bool,
     #[command(flatten)]
-    steps: step::Args,
+    steps: step::Choice,
 }
 
 /// Steps of the model's state machines.
