@@ -114,9 +114,9 @@
 //! | D24 | no liveness | `local` sees a peer's end on its socket at once; over NIXL peers of this library say that they live, and 5 s of silence end the wait: `p2_an_offer_hears_that_its_reader_died`. Python peers are silent |
 //! | D25 | a document holds keys of all registered memory | one operation's only: `d25_metadata_does_not_grow_with_what_else_is_registered`, `p8_metadata_holds_its_own_operation_s_regions_only` |
 //! | D26 | accepts kinds, addresses and devices that can't be | `d26_a_document_that_the_original_would_take_is_refused_by_field`, `d26_addresses_outside_what_the_peer_registered_are_refused` |
-//! | D27 | a document can be used again and never expires | `local`: taken once. NIXL: partly, until its agent is gone: `d27_a_replayed_document_completes_nothing_twice` |
-//! | D28 | sleeps 5 to 100 ms between looks | the driver is woken, or spins, yields and sleeps (`driver/pace.rs`): measure with `cargo xtask bench` |
-//! | D29 | an idle connector burns a core | `NixlProgress`: its thread sleeps until something arrives; `cargo xtask bench` |
+//! | D27 | a document can be used again and never expires | `local`: taken once. NIXL: partly, until its agent is gone, whose lifetime can be bounded: `d27_a_replayed_document_completes_nothing_twice`, `p8_a_document_ends_with_the_lifetime_of_its_agent` |
+//! | D28 | sleeps 5 to 100 ms between looks | the driver is woken, or yields and then sleeps (`driver/pace.rs`): measure with `cargo xtask bench` |
+//! | D29 | an idle connector burns a core | the driver thread sleeps for longer and longer (`NixlProgress`); `cargo xtask bench` |
 //! | D30 | forgets a peer after each operation | peers are remembered until they are lost |
 //! | D31 | registers anew for each operation | partly: memory in several operations at once is registered once. A cache across operations comes with KV pools |
 //! | D32 | both sides must have buffers of one length | equal lengths, but of slices: [`Descriptor::slice`], [`DescriptorMut::slice`] |

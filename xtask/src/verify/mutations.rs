@@ -24,6 +24,7 @@ pub(super) struct Edit {
 const NIXL: &str = "connect-core/src/transport/nixl/mod.rs";
 const AGENT: &str = "connect-core/src/transport/nixl/agent.rs";
 const GRANT: &str = "connect-core/src/transport/local/grant.rs";
+const STATE: &str = "connect-core/src/op/state.rs";
 const LIB: &[&str] = &["--lib"];
 
 /// All of them.
@@ -231,5 +232,99 @@ pub(super) const MUTANTS: &[Mutant] = &[
         package: "connect-core",
         target: LIB,
         test: "transport::local::tests::refusals::an_unknown_key_a_wrong_direction_and_other_ranges_are_refused",
+    },
+    Mutant {
+        of: "P1, nixl #2044, D7",
+        what: "an operation that is stopped in flight gives its memory back",
+        edits: &[Edit {
+            file: STATE,
+            find: "            (Starting | Open, Event::Stop(why, quiet)) => self.end(Verdict::Stopped(why), quiet),",
+            replace: "            (Starting | Open, Event::Stop(why, _)) => self.end(Verdict::Stopped(why), Quiescence::Quiet),",
+        }],
+        package: "connect-core",
+        target: LIB,
+        test: "op::state::tests::p1_p2_hold_in_every_order_of_events",
+    },
+    Mutant {
+        of: "P2, nixl #2047, D11",
+        what: "nobody looks at deadlines",
+        edits: &[
+            Edit {
+                file: "connect-core/src/driver/mod.rs",
+                find: "        if self.next_deadline.is_none_or(|deadline| now < deadline) {",
+                replace: "        if self.next_deadline.is_none_or(|deadline| now < deadline + Duration::from_secs(9999)) {",
+            },
+            Edit {
+                file: "connect-core/src/driver/watchdog.rs",
+                find: "            .take_while(|entry| entry.info.deadline.is_some_and(|at| at + SLACK <= now))",
+                replace: "            .take_while(|entry| entry.info.deadline.is_some_and(|at| at + 9999 * SLACK <= now))",
+            },
+        ],
+        package: "connect-tests",
+        target: &["--test", "original_defects"],
+        test: "d11_passive_wait_has_deadline",
+    },
+    Mutant {
+        of: "P2",
+        what: "nobody answers for a driver that is stuck in a call",
+        edits: &[Edit {
+            file: "connect-core/src/driver/watchdog.rs",
+            find: "            .take_while(|entry| entry.info.deadline.is_some_and(|at| at + SLACK <= now))",
+            replace: "            .take_while(|entry| entry.info.deadline.is_some_and(|at| at + 9999 * SLACK <= now))",
+        }],
+        package: "connect-tests",
+        target: &["--test", "faults"],
+        test: "p2_a_call_that_blocks_keeps_nobody_waiting_beyond_the_deadline",
+    },
+    Mutant {
+        of: "P7, D17",
+        what: "a key with something around it counts",
+        edits: &[Edit {
+            file: "connect-core/src/driver/mod.rs",
+            find: ".and_then(|key| self.keys.remove(key));",
+            replace: ".and_then(|key| self.keys.remove(key.trim()));",
+        }],
+        package: "connect-tests",
+        target: &["--test", "original_defects"],
+        test: "d17_only_the_exact_key_completes_once_and_the_report_names_its_sender",
+    },
+    Mutant {
+        of: "P1, D4",
+        what: "memory is given back as soon as its agent is destroyed, and nobody looks before a post",
+        edits: &[
+            Edit {
+                file: NIXL,
+                find: "const LINGER: Duration = Duration::from_secs(1);",
+                replace: "const LINGER: Duration = Duration::ZERO;",
+            },
+            Edit { file: NIXL, find: "        self.look(current);\n", replace: "" },
+        ],
+        package: "connect-tests",
+        target: &["--test", "kills"],
+        test: "p1_a_write_that_comes_after_the_end_of_an_offer_does_not_reach_its_memory",
+    },
+    Mutant {
+        of: "P5, D19",
+        what: "a blob is inflated without a limit",
+        edits: &[Edit {
+            file: "connect-core/src/wire/blob.rs",
+            find: "    decode_within(text, MAX_BLOB_BYTES)",
+            replace: "    decode_within(text, MAX_BLOB_BYTES << 6)",
+        }],
+        package: "connect-tests",
+        target: &["--test", "original_defects"],
+        test: "d19_a_zip_bomb_is_refused_at_once_and_within_bounds",
+    },
+    Mutant {
+        of: "P3",
+        what: "what arrives is not compared with its digest",
+        edits: &[Edit {
+            file: "connect-core/src/wire/tensor.rs",
+            find: "        if found != expected {",
+            replace: "        if found != expected && self.name.is_empty() {",
+        }],
+        package: "connect-candle",
+        target: &["--test", "digests"],
+        test: "one_flipped_byte_is_caught_and_names_its_tensor",
     },
 ];
