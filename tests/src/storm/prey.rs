@@ -168,7 +168,7 @@ impl Prey {
     /// Shuts it down, and waits until it has ended. Says whether its connector was closed by then.
     ///
     /// # Errors
-    /// It ends with an error or by a signal, or goes on for [`PATIENCE`].
+    /// It ends with an error or by a signal, or goes on for too long.
     pub fn end(mut self) -> Result<bool> {
         self.shut_down();
         let until = Instant::now() + PATIENCE;
