@@ -493,7 +493,7 @@ fn variable(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn model_p1_p2_p6_p7_hold_in_random_schedules_of_everything() {
+fn p1_p2_p6_p7_hold_in_random_schedules_of_everything() {
     let (seed, steps) = (variable("CONNECT_SEED"), variable("CONNECT_STEPS"));
     let remotes = remotes();
     let (began, before) = (Instant::now(), state::steps());
