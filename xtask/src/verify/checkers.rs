@@ -25,8 +25,18 @@ const THREADED: [&str; 4] = ["transport::local", "driver::", "op::", "memory::"]
 pub(super) fn asan(outcome: &mut Outcome) -> Result<()> {
     let core = ["--package", "connect-core", "--lib"];
     counted(asan_test().args(core).args(["--", "--skip", ABANDONS]), outcome)?;
-    let embedded =
-        ["--test", "drops", "--test", "conformance", "--test", "hostile_metadata", "--test", "liveness"];
+    let embedded = [
+        "--test",
+        "drops",
+        "--test",
+        "conformance",
+        "--test",
+        "endings",
+        "--test",
+        "hostile_metadata",
+        "--test",
+        "liveness",
+    ];
     counted(
         asan_test().args(["--package", "connect-tests"]).args(embedded).args([
             "--",

@@ -161,7 +161,16 @@ fn races(outcome: &mut Outcome) -> Result<()> {
     for round in 1..=ROUNDS {
         println!("--- round {round} of {ROUNDS} ---");
         let mut racing = tests(&["connect-tests"]);
-        racing.args(["--test", "drops", "--test", "hostile_metadata", "--test", "conformance"]);
+        racing.args([
+            "--test",
+            "drops",
+            "--test",
+            "hostile_metadata",
+            "--test",
+            "conformance",
+            "--test",
+            "endings",
+        ]);
         counted(&mut racing, outcome).with_context(|| format!("in round {round}"))?;
     }
     Ok(())
