@@ -305,7 +305,7 @@ fn stats_add_up(lab: &Lab) -> Result<()> {
     assert_eq!(a.stats().open, 1);
     assert!(open.cancel().wait().is_err());
     drop(a.create_readable(vec![1u8; 10]));
-    let missed = a.with_deadline(Duration::from_millis(20)).create_readable(vec![1u8; 10]).wait()?;
+    let missed = a.with_deadline(Duration::from_millis(500)).create_readable(vec![1u8; 10]).wait()?;
     assert!(missed.wait_for_completion().wait().is_err());
     let refused = a.begin_read(&sent(&b_offer(&b)?)?, vec![0u8; 99]).wait();
     assert!(refused.is_err(), "refused before it began, so it counts nowhere");
