@@ -19,6 +19,7 @@ connect_tests::for_each_transport!(
     p1_memory_dropped_in_flight_is_not_touched_afterwards,
     p1_memory_dropped_after_the_end_is_freed_once,
     p1_memory_of_a_connector_that_is_dropped_or_shut_down_is_freed_once,
+    p1_p2_memory_of_a_caller_that_panics_is_freed_once,
     p1_memory_of_a_stopped_or_killed_peer_s_transfer_is_freed_once,
     nothing_is_left_behind_by_two_hundred_rounds,
 );
@@ -323,6 +324,31 @@ fn p1_memory_of_a_connector_that_is_dropped_or_shut_down_is_freed_once(lab: &Lab
         graves.check(2)?;
     }
     Ok(())
+}
+
+/// A caller that panics with all four kinds of operation open, one of them in flight, and the connector itself.
+fn p1_p2_memory_of_a_caller_that_panics_is_freed_once(lab: &Lab) -> Result<()> {
+    let _alone = alone();
+    let graves = Graveyard::default();
+    let (a, b) = lab.pair()?;
+    let (readable, writable) =
+        (b.create_readable(pattern::bytes(LARGE, 1)).wait()?, b.create_writable(vec![0u8; 5000]).wait()?);
+    let (source, target) = (readable.metadata().clone(), writable.metadata().clone());
+    let (caller, memory) = (a.clone(), graves.clone());
+    let panicking = std::thread::spawn(move || {
+        let memory = |len| memory.memory(vec![1; len]);
+        let _readable = caller.create_readable(memory(5000)).wait();
+        let _writable = caller.create_writable(memory(5000)).wait();
+        let _writing = caller.begin_write(memory(5000), &target).wait();
+        let _reading = caller.begin_read(&source, memory(LARGE)).wait();
+        // Not a panic that prints: it is meant.
+        std::panic::resume_unwind(Box::new("the caller's own"));
+    });
+    ensure!(panicking.join().is_err(), "it does not panic");
+    quiet(&[&a])?;
+    graves.check(4)?;
+    drop((readable, writable));
+    serves(&a, &b)
 }
 
 fn p1_memory_of_a_stopped_or_killed_peer_s_transfer_is_freed_once(lab: &Lab) -> Result<()> {
