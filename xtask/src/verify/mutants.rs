@@ -17,7 +17,7 @@ use crate::step::Outcome;
 use crate::{layout, process};
 
 /// A mutant that hangs is noticed, too; tests take seconds.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Plays every mutant, and lists which were not noticed.
 pub(super) fn run(outcome: &mut Outcome) -> Result<()> {
