@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -69,14 +70,15 @@ fn test(mutant: &Mutant, tree: &Path) -> Result<Option<String>> {
     let mut run = command(tree, mutant);
     run.args(["--", "--exact", mutant.test]).stdout(Stdio::piped()).stderr(Stdio::null());
     let log = tree.with_file_name("output");
-    let mut child = run.stdout(fs::File::create(&log)?).spawn()?;
+    let mut child = run.stdout(fs::File::create(&log)?).process_group(0).spawn()?;
     let began = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
         if began.elapsed() > PATIENCE {
-            child.kill()?;
+            // Cargo's child, the test, is in its group.
+            Command::new("kill").args(["-9", "--", &format!("-{}", child.id())]).status()?;
             child.wait()?;
             return Ok(Some("it hung".to_owned()));
         }
