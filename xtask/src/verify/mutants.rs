@@ -3,6 +3,7 @@
 //! A mutant is the workspace with a few lines changed, in a copy of its own. Its test must fail; that it can't be
 //! built, or that the lines are not there any more, fails this check instead.
 
+use std::env;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
@@ -20,12 +21,16 @@ use crate::{layout, process};
 /// A mutant that hangs is noticed, too; tests take seconds.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Plays every mutant, and lists which were not noticed.
+/// Plays every mutant, or those that `CONNECT_MUTANTS` names a part of, and lists which were not noticed.
 pub(super) fn run(outcome: &mut Outcome) -> Result<()> {
     let tree = copy()?;
     let mut missed = Vec::new();
-    for (index, mutant) in MUTANTS.iter().enumerate() {
-        println!("--- {}/{} {}: {}", index + 1, MUTANTS.len(), mutant.of, mutant.what);
+    let wanted = env::var("CONNECT_MUTANTS").unwrap_or_default();
+    let chosen = MUTANTS.iter().filter(|mutant| format!("{}: {}", mutant.of, mutant.what).contains(&wanted));
+    let chosen: Vec<&Mutant> = chosen.collect();
+    ensure!(!chosen.is_empty(), "no mutant is called {wanted}");
+    for (index, mutant) in chosen.iter().enumerate() {
+        println!("--- {}/{} {}: {}", index + 1, chosen.len(), mutant.of, mutant.what);
         let noticed = play(mutant, &tree).with_context(|| mutant.what.to_owned())?;
         match noticed {
             Some(how) => {

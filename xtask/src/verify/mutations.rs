@@ -301,7 +301,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         ],
         package: "connect-tests",
         target: &["--test", "kills"],
-        test: "p1_a_write_that_comes_after_the_end_of_an_offer_does_not_reach_its_memory",
+        test: "nixl::p1_a_write_that_comes_after_the_end_of_an_offer_does_not_reach_its_memory",
     },
     Mutant {
         of: "P5, D19",
