@@ -22,6 +22,10 @@ use crate::require;
 /// progress threads of other agents.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// How long a worker may take to get ready: the first Python on a fresh machine reads gigabytes of torch from a
+/// disk, while others that are ready spin on both cores.
+const START: Duration = Duration::from_secs(300);
+
 /// A worker process.
 pub struct Worker {
     child: Child,
@@ -62,7 +66,8 @@ impl Worker {
     /// It does not start; the error shows what it wrote to stderr.
     pub fn ready(command: Command) -> Result<Self> {
         let mut worker = Self::spawn(command)?;
-        worker.next(|answer| answer["event"] == "ready").context("the worker does not get ready")?;
+        let ready = worker.next_within(START, |answer| answer["event"] == "ready");
+        ready.context("the worker does not get ready")?;
         Ok(worker)
     }
 
@@ -215,16 +220,20 @@ impl Worker {
     /// # Errors
     /// The process ended, or gave no such answer for [`PATIENCE`].
     pub fn next(&mut self, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        self.next_within(PATIENCE, wanted)
+    }
+
+    fn next_within(&mut self, patience: Duration, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         if let Some(at) = self.unclaimed.iter().position(&wanted) {
             return Ok(self.unclaimed.remove(at));
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) if wanted(&line) => return Ok(line),
                 Ok(line) => self.unclaimed.push(line),
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("{} gave no answer in {PATIENCE:?}{}", self.name, self.last_words())
+                    bail!("{} gave no answer in {patience:?}{}", self.name, self.last_words())
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     let status = self.end()?;
