@@ -27,7 +27,7 @@ connect_tests::for_each_transport!(
 );
 
 /// Long enough on its way to be met in the middle.
-const LARGE: usize = 512 << 20;
+const LARGE: usize = 1 << 30;
 /// The deadline of an offer here. Whoever hears of something a good deal earlier did not hear it from that.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// What "early" means at most: five seconds of silence over NIXL, and what a busy machine adds.
@@ -50,13 +50,15 @@ fn under_way(pid: u32, before: u64) -> Result<()> {
     Ok(())
 }
 
-/// Kills a worker in the middle of its transfer. Over NIXL it is given the time to say that it is there.
-fn kill(lab: &Lab, worker: &mut Worker) -> Result<()> {
+/// Kills a worker in the middle of its transfer. Over NIXL it is given the time to say that it is there: its first
+/// sign comes with the first slice after 100 ms, and two more are waited for in the process that receives.
+fn kill(lab: &Lab, worker: &mut Worker, receives: u32) -> Result<()> {
     if lab.is_nixl() {
         signal(worker.pid(), "STOP")?;
         thread::sleep(Duration::from_millis(150));
+        let before = memory(receives, "VmRSS")?;
         signal(worker.pid(), "CONT")?;
-        thread::sleep(Duration::from_millis(15));
+        under_way(receives, before)?;
     }
     worker.kill();
     Ok(())
@@ -102,7 +104,8 @@ fn p2_an_offer_hears_that_its_reader_died(lab: &Lab) -> Result<()> {
     let before = memory(reader.pid(), "VmRSS")?;
     reader.begin("read", &offer.metadata().to_json(), &[LARGE], 1)?;
     under_way(reader.pid(), before)?;
-    kill(lab, &mut reader)?;
+    let receives = reader.pid();
+    kill(lab, &mut reader, receives)?;
     let killed = Instant::now();
     let error = offer.wait_for_completion().wait().err().context("its reader was killed")?;
     println!("{}: a killed reader was noticed after {:?}", lab.transport(), killed.elapsed());
@@ -119,7 +122,7 @@ fn p2_an_offer_hears_that_its_writer_died(lab: &Lab) -> Result<()> {
     let before = memory(process::id(), "VmRSS")?;
     writer.begin("write", &offer.metadata().to_json(), &[LARGE], 1)?;
     under_way(process::id(), before)?;
-    kill(lab, &mut writer)?;
+    kill(lab, &mut writer, process::id())?;
     let killed = Instant::now();
     let failed = offer.wait_for_completion().wait().err().context("its writer was killed")?;
     println!("{}: a killed writer was noticed after {:?}", lab.transport(), killed.elapsed());
