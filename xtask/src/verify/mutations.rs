@@ -375,16 +375,4 @@ pub(super) const MUTANTS: &[Mutant] = &[
         target: &["--test", "original_defects"],
         test: "d14_peer_killed_is_a_typed_error_and_status_is_final",
     },
-    Mutant {
-        of: "P8, D23",
-        what: "a shut-down connector keeps its agent",
-        edits: &[Edit {
-            file: "connect-core/src/driver/closing.rs",
-            find: "        self.transport = Box::new(Closed::after(self.transport.as_ref()));",
-            replace: "        let closed = Box::new(Closed::after(self.transport.as_ref()));\n        std::mem::forget(std::mem::replace(&mut self.transport, closed));",
-        }],
-        package: "connect-tests",
-        target: &["--test", "original_defects"],
-        test: "d27_a_replayed_document_completes_nothing_twice",
-    },
 ];
