@@ -24,7 +24,7 @@ How long they take (two cores, fast line; first run, then later runs):
   (any)    half a minute to build xtask itself
   setup    75 s for all, 4 s for --nixl; then under 1 s
   demo     2 min to build; then seconds
-  test     about 17 min; then 5
+  test     about 30 min; then 15
   verify   10 min, by design; an hour more with --all
   fuzz     1 min to build; then 15 s for each million executions
   bench    3 min to build; then 1 to 2 min
