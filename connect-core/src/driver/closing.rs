@@ -1,6 +1,5 @@
 //! The driver's last steps: ending what is open, waiting for what is in flight, letting the transport go.
 
-use std::thread;
 use std::time::Instant;
 
 use super::{Driver, Request, channel};
@@ -45,22 +44,18 @@ impl Driver {
             self.closing = Some(still_waiting);
             return false;
         }
-        let linger = self.transport.linger();
+        self.lingers_for = self.transport.linger();
         self.drop_transport();
         self.closing = Some(answered);
-        if linger.is_zero() {
-            self.finish();
-        } else {
-            self.lingers_for = linger;
-        }
         true
     }
 
-    /// Frees what was parked until the transport was gone, and tells those who wait for that.
+    /// After the last turn: frees what was parked until the transport was gone, and tells those who wait for
+    /// that.
     pub(super) fn finish(&mut self) {
         if !self.operations.is_empty() {
             // Nobody is kept waiting by this beyond a deadline: the watchdog answers for this thread.
-            thread::sleep(std::mem::take(&mut self.lingers_for));
+            self.clock.sleep(self.lingers_for);
         }
         for (_, operation) in std::mem::take(&mut self.operations) {
             self.forget(operation);

@@ -93,7 +93,7 @@ fn run(
     let transport = match factory(context) {
         Ok(transport) => transport,
         Err(error) => {
-            deadlines.close();
+            // Whoever builds the connector ends the watchdog, too.
             let _ = ready.send(Err(error));
             return;
         }

@@ -266,6 +266,7 @@ impl World {
         let goes_on = driver.turn();
         self.net.borrow_mut().wake_by.clear();
         if !goes_on {
+            driver.finish();
             self.driver = None;
             self.ended = true;
             self.deadlines.close();
