@@ -112,7 +112,6 @@ pub mod layout;
 mod memory;
 mod op;
 pub mod original;
-mod random;
 mod stats;
 mod sync;
 mod task;

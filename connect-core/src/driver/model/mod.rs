@@ -30,7 +30,6 @@ use sim::{Net, Sim};
 use super::{CANCEL_GRACE, Deadlines, Driver, PARKED_INTERVAL, WATCH_INTERVAL, channel};
 use crate::clock::Clock;
 use crate::op::state::{self, Phase};
-use crate::random::Random;
 use crate::stats::Counters;
 use crate::transport::fault::{Control, Plan};
 use crate::transport::{Transport, TransportError};
@@ -51,7 +50,7 @@ const LENGTHS: [u64; 4] = [1, 64, 1000, 4096];
 
 /// One connector, its callers, its peers.
 struct World {
-    random: Random,
+    random: fastrand::Rng,
     clock: Clock,
     ledger: Ledger,
     net: Rc<RefCell<Net>>,
@@ -94,21 +93,21 @@ const ENDS: [&str; 12] = [
 
 impl World {
     fn new(seed: u64, remotes: &[RdmaMetadata]) -> Self {
-        let mut random = Random::new(seed);
+        let mut random = fastrand::Rng::with_seed(seed);
         let clock = Clock::virtual_time();
         let ledger = Ledger::default();
         let deadlines = Arc::new(Deadlines::default());
-        let net = Net::new(random.next(), clock.clone(), ledger.clone(), Arc::clone(&deadlines));
+        let net = Net::new(random.u64(..), clock.clone(), ledger.clone(), Arc::clone(&deadlines));
         let net = Rc::new(RefCell::new(net));
         let (port, inbox) = channel();
-        let limit = [0, 64, 5000, 20_000, u64::MAX][random.below(5) as usize];
+        let limit = [0, 64, 5000, 20_000, u64::MAX][random.u64(..5) as usize];
         let counters = Arc::new(Counters::new(limit));
         let connector =
             Connector::stepped(port, Arc::clone(&deadlines), Arc::clone(&counters), clock.clone());
         let mut transport: Box<dyn Transport> = Box::new(Sim(Rc::clone(&net)));
         let mut faults = None;
-        if random.one_in(2) {
-            let (faulty, control) = Plan::random(random.next()).around(transport, &clock);
+        if random.u64(..2) == 0 {
+            let (faulty, control) = Plan::random(random.u64(..)).around(transport, &clock);
             transport = faulty;
             faults = Some(control);
         }
@@ -145,7 +144,7 @@ impl World {
     }
 
     fn act(&mut self, seen: &mut Seen) {
-        match self.random.below(100) {
+        match self.random.u64(..100) {
             0..16 => self.start(seen),
             16..40 => self.look(seen),
             40..44 => self.cancel(),
@@ -155,12 +154,12 @@ impl World {
                 self.net.borrow_mut().send_stray(&keys);
                 self.keys = keys;
             }
-            50..52 => self.clock.advance(Duration::from_micros(self.random.below(20_000))),
+            50..52 => self.clock.advance(Duration::from_micros(self.random.u64(..20_000))),
             54 => self.disturb(),
-            52 if self.random.one_in(20) => self.shut_down(),
-            53 if self.random.one_in(30) => self.connector = None,
+            52 if self.random.u64(..20) == 0 => self.shut_down(),
+            53 if self.random.u64(..30) == 0 => self.connector = None,
             _ => {
-                self.clock.advance(Duration::from_micros(self.random.below(100)));
+                self.clock.advance(Duration::from_micros(self.random.u64(..100)));
                 self.turn();
             }
         }
@@ -169,32 +168,32 @@ impl World {
     /// Peers vanish, and liars claim that offers are complete, open ones among them.
     fn disturb(&mut self) {
         let Some(faults) = &self.faults else { return };
-        if self.random.one_in(20) {
+        if self.random.u64(..20) == 0 {
             faults.vanish();
         } else if let Some(n) = (self.keys.len() as u64).checked_sub(1) {
-            faults.inject("liar", self.keys[self.random.below(n + 1) as usize].as_bytes());
+            faults.inject("liar", self.keys[self.random.u64(..=n) as usize].as_bytes());
         }
     }
 
     fn pick(&mut self) -> Option<usize> {
         let count = self.callers.len() as u64;
-        (count > 0).then(|| self.random.below(count) as usize)
+        (count > 0).then(|| self.random.u64(..count) as usize)
     }
 
     fn start(&mut self, seen: &mut Seen) {
         let Some(connector) = &self.connector else { return };
-        let deadline = match self.random.below(4) {
+        let deadline = match self.random.u64(..4) {
             0 => Deadline::never(),
             1 => Deadline::DEFAULT,
-            _ => Deadline::after(Duration::from_millis(self.random.below(400))),
+            _ => Deadline::after(Duration::from_millis(self.random.u64(..400))),
         };
-        let (name, kind) = match self.random.below(4) {
+        let (name, kind) = match self.random.u64(..4) {
             0 => (OperationName::Readable, 0),
             1 => (OperationName::Writable, 0),
             2 => (OperationName::Read, 0),
             _ => (OperationName::Write, 1),
         };
-        let length = self.random.below(LENGTHS.len() as u64) as usize;
+        let length = self.random.usize(..LENGTHS.len());
         let memory = self.ledger.make(LENGTHS[length]);
         let (bytes, parked) = (memory.len, connector.stats().parked_bytes);
         let refuse = parked > 0 && parked + bytes > self.limit;
@@ -393,7 +392,7 @@ impl World {
 
     /// Everything that is busy becomes quiet, callers look or go, and in the end nothing is left.
     fn rest(&mut self, seen: &mut Seen) {
-        if self.random.one_in(3) {
+        if self.random.u64(..3) == 0 {
             self.connector_end();
         }
         self.net.borrow_mut().heal();
@@ -405,7 +404,7 @@ impl World {
             self.clock.advance(Duration::from_millis(1));
             self.turn();
             for at in (0..self.callers.len()).rev() {
-                if !self.look_at(at, seen) && self.random.one_in(20) {
+                if !self.look_at(at, seen) && self.random.u64(..20) == 0 {
                     drop(self.callers.swap_remove(at));
                 }
             }
@@ -433,7 +432,7 @@ impl World {
     }
 
     fn connector_end(&mut self) {
-        if self.random.one_in(2) { self.shut_down() } else { self.connector = None }
+        if self.random.u64(..2) == 0 { self.shut_down() } else { self.connector = None }
     }
 
     /// The last handle goes, and with it the driver.

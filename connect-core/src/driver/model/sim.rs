@@ -14,7 +14,6 @@ use super::probe::Notes;
 use crate::Device;
 use crate::clock::Clock;
 use crate::driver::{Deadlines, OpInfo};
-use crate::random::Random;
 use crate::transport::{
     Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportError,
     TransportEvent,
@@ -53,7 +52,7 @@ struct Letter {
 
 /// The peers and the wire between, as far as the model needs them.
 pub(super) struct Net {
-    pub(super) random: Random,
+    pub(super) random: fastrand::Rng,
     pub(super) clock: Clock,
     pub(super) ledger: Ledger,
     pub(super) deadlines: Arc<Deadlines>,
@@ -77,9 +76,9 @@ pub(super) struct Sim(pub(super) Rc<RefCell<Net>>);
 
 impl Net {
     pub(super) fn new(seed: u64, clock: Clock, ledger: Ledger, deadlines: Arc<Deadlines>) -> Self {
-        let mut random = Random::new(seed);
+        let mut random = fastrand::Rng::with_seed(seed);
         Self {
-            event_driven: random.one_in(2),
+            event_driven: random.u64(..2) == 0,
             random,
             clock,
             ledger,
@@ -102,12 +101,12 @@ impl Net {
     }
 
     fn millis(&mut self, below: u64) -> Duration {
-        Duration::from_micros(self.random.below(below * 1000))
+        Duration::from_micros(self.random.u64(..below * 1000))
     }
 
     fn cause(&mut self) -> TransportError {
         let n = self.id();
-        match self.random.below(3) {
+        match self.random.u64(..3) {
             0 => TransportError::PeerLost(format!("cause {n}")),
             1 => TransportError::Refused(format!("cause {n}")),
             _ => TransportError::Engine { call: "sim", status: format!("cause {n}") },
@@ -115,7 +114,7 @@ impl Net {
     }
 
     fn chance(&mut self, n: u64) -> bool {
-        self.random.one_in(n) && !self.healed
+        self.random.u64(..n) == 0 && !self.healed
     }
 
     fn violation(&self, what: &str, id: u64) {
@@ -124,7 +123,7 @@ impl Net {
 
     /// How long something stays busy: often not at all, sometimes until the world is healed.
     fn busy_for(&mut self) -> Option<Duration> {
-        match self.random.below(8) {
+        match self.random.u64(..8) {
             0..4 => Some(Duration::ZERO),
             4 | 5 => Some(self.millis(10)),
             6 => Some(self.millis(600)),
@@ -149,9 +148,9 @@ impl Net {
     pub(super) fn send_stray(&mut self, keys: &[String]) {
         let key = match keys.len() as u64 {
             0 => "stray".to_owned(),
-            n => keys[self.random.below(n) as usize].clone(),
+            n => keys[self.random.u64(..n) as usize].clone(),
         };
-        let body = match self.random.below(4) {
+        let body = match self.random.u64(..4) {
             0 => key.as_bytes()[..key.len() - 1].to_vec(),
             1 => format!("{key} ").into_bytes(),
             2 => vec![0xFF; 3],
@@ -196,14 +195,14 @@ unsafe impl Transport for Sim {
         net.ledger.may_touch(offer.regions);
         let (id, now) = (net.id(), net.clock.now());
         // Peers come at once, later, or never; some say so twice, in any order.
-        let copies = match net.random.below(16) {
+        let copies = match net.random.u64(..16) {
             0..4 => 0,
             4 => 2,
             5 => 3,
             _ => 1,
         };
         for _ in 0..copies {
-            let late = if net.random.one_in(4) { 800 } else { 8 };
+            let late = if net.random.u64(..4) == 0 { 800 } else { 8 };
             let at = now + net.millis(late);
             net.letters.push(Letter { at, body: offer.key.as_bytes().to_vec(), offer: Some(id) });
         }
@@ -312,11 +311,11 @@ unsafe impl Transport for Sim {
         }
         net.ledger.may_touch(transfer.local);
         let id = net.id();
-        let polls_left = match net.random.below(8) {
+        let polls_left = match net.random.u64(..8) {
             0 => 0,
             // Longer than any deadline but `never`.
             1 => u64::MAX,
-            _ => net.random.below(40),
+            _ => net.random.u64(..40),
         };
         let sim = SimTransfer {
             addr,
@@ -337,7 +336,7 @@ unsafe impl Transport for Sim {
             self.get_stuck();
         }
         let net = &mut *self.0.borrow_mut();
-        let advanced = net.random.one_in(2);
+        let advanced = net.random.u64(..2) == 0;
         let Some(transfer) = net.transfers.get_mut(&id) else {
             net.violation("it polled a transfer that was quiet", id);
             return Ok(TransferState::Complete);

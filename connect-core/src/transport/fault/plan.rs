@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::Control;
 use super::faulty::Faulty;
 use crate::clock::Clock;
-use crate::random::Random;
 #[cfg(test)]
 use crate::transport::Transport;
 use crate::transport::local::LocalConfig;
@@ -41,7 +40,7 @@ pub enum Hold {
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
     pub(super) script: Vec<Fault>,
-    pub(super) random: Option<Random>,
+    pub(super) random: Option<fastrand::Rng>,
 }
 
 #[derive(Debug, Clone)]
@@ -74,7 +73,7 @@ impl Plan {
     /// 20 ms; one in 10 notifications each is lost, doubled, late, or overtaken by the next; one in 10 is
     /// followed by one that is nobody's.
     pub fn random(seed: u64) -> Self {
-        Self { random: Some(Random::new(seed)), ..Self::default() }
+        Self { random: Some(fastrand::Rng::with_seed(seed)), ..Self::default() }
     }
 
     /// The `nth` call of this kind fails with `error`, and never reaches the wrapped transport.
@@ -139,11 +138,11 @@ impl Plan {
     }
 
     fn chance(&mut self, n: u64) -> bool {
-        self.random.as_mut().is_some_and(|random| random.one_in(n))
+        self.random.as_mut().is_some_and(|random| random.u64(..n) == 0)
     }
 
     fn some_time(&mut self) -> Duration {
-        Duration::from_micros(self.random.as_mut().map_or(0, |random| random.below(20_000)))
+        Duration::from_micros(self.random.as_mut().map_or(0, |random| random.u64(..20_000)))
     }
 
     /// How long the `nth` call of this kind blocks, and how it fails.
