@@ -37,7 +37,7 @@ pub(crate) struct Step {
 /// What became of a step.
 enum End {
     Passed(Outcome),
-    Failed(Outcome),
+    Failed(Outcome, anyhow::Error),
     NotRun,
 }
 
@@ -81,25 +81,32 @@ fn run_step(step: &Step) -> End {
         Ok(()) => End::Passed(outcome),
         Err(error) => {
             eprintln!("\n{} failed: {error:#}", step.name);
-            End::Failed(outcome)
+            End::Failed(outcome, error)
         }
     }
 }
 
-/// Prints the closing table; fails if any step failed.
+/// Prints what failed once more, below everything else that was printed, and the closing table; fails if any step
+/// failed.
 fn report(ends: &[(&Step, End, Duration)]) -> Result<()> {
+    for (step, end, _) in ends {
+        if let End::Failed(outcome, error) = end {
+            println!("\n=== {} failed: {error:#} ===", step.name);
+            outcome.failures.iter().for_each(|line| println!("{line}"));
+        }
+    }
     println!("\n{:<12} {:<8} {:>9}  tests", "step", "result", "time");
     let (mut passed, mut failed) = (0, 0);
     for (step, end, time) in ends {
         let (word, outcome) = match end {
             End::Passed(outcome) => ("passed", outcome),
-            End::Failed(outcome) => ("FAILED", outcome),
+            End::Failed(outcome, _) => ("FAILED", outcome),
             End::NotRun => ("not run", &Outcome::default()),
         };
         // A step without tests of its own counts as one check; one that failed counts even if all its tests passed.
         match end {
             End::Passed(outcome) => passed += outcome.passed.max(1),
-            End::Failed(outcome) => {
+            End::Failed(outcome, _) => {
                 passed += outcome.passed;
                 failed += outcome.failed.max(1);
             }
@@ -111,7 +118,6 @@ fn report(ends: &[(&Step, End, Duration)]) -> Result<()> {
     println!("{:<12} {:<8} {:>9}\n", "total", "", seconds(total));
     println!("{passed} passed, {failed} failed");
     if failed > 0 {
-        // The failures are above, each where it happened.
         std::process::exit(1);
     }
     Ok(())
@@ -133,11 +139,22 @@ pub(crate) struct Outcome {
     pub(crate) failed: u64,
     /// Tests that are marked to be ignored.
     ignored: u64,
+    /// What libtest printed of failing tests, up to [`FAILURE_LINES`].
+    failures: Vec<String>,
+    /// The lines that come now belong to `failures`.
+    failing: bool,
 }
 
+/// Of what failing tests printed, so many lines are shown again at the end.
+const FAILURE_LINES: usize = 400;
+
 impl Outcome {
-    /// Adds what one of libtest's closing lines says; any other line says nothing.
+    /// Adds what one of libtest's closing lines says, and keeps what it says of failures before.
     fn count(&mut self, line: &str) {
+        self.failing = (self.failing || line == "failures:") && !line.starts_with("test result: ");
+        if self.failing && self.failures.len() < FAILURE_LINES {
+            self.failures.push(line.to_owned());
+        }
         let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
         else {
             return;
@@ -184,6 +201,21 @@ mod tests {
         outcome.count("test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.20s");
         assert_eq!((outcome.passed, outcome.failed, outcome.ignored), (4, 2, 1));
         assert_eq!(outcome.summary(), "4 passed, 2 failed, 1 ignored");
+    }
+
+    #[test]
+    fn what_failing_tests_printed_is_kept_for_the_end() {
+        let mut outcome = Outcome::default();
+        let lines = [
+            "test a ... FAILED",
+            "failures:",
+            "---- a stdout ----",
+            "assertion failed",
+            "test result: FAILED. 0 passed; 1 failed",
+            "more",
+        ];
+        lines.iter().for_each(|line| outcome.count(line));
+        assert_eq!(outcome.failures, lines[1..4]);
     }
 
     #[test]
