@@ -2,7 +2,7 @@
 //! of it, with what became of them. There is no code here.
 //!
 //! The original is the one in `ai-dynamo-runtime` 1.6.1. Its defects were found by running it and reading it;
-//! the tests in `tests/tests/original_defects.rs` carry their numbers.
+//! the tests in `tests/tests/{original_defects,notifications}.rs` carry their numbers.
 //!
 //! # Connector
 //! | original | here |

@@ -21,6 +21,7 @@ use connect_tests::process::{eventually, memory, signal};
 connect_tests::for_each_transport!(
     p2_an_offer_hears_that_its_reader_died,
     p2_an_offer_hears_that_its_writer_died,
+    p2_an_offer_does_not_wait_for_a_reader_that_is_stopped,
     p2_an_offer_hears_that_its_reader_gave_up,
     p2_an_offer_hears_that_its_writer_gave_up,
     p4_a_restarted_peer_of_the_same_name_is_a_new_peer,
@@ -50,9 +51,9 @@ fn under_way(pid: u32, before: u64) -> Result<()> {
     Ok(())
 }
 
-/// Kills a worker in the middle of its transfer. Over NIXL it is given the time to say that it is there: its first
-/// sign comes with the first slice after 100 ms, and two more are waited for in the process that receives.
-fn kill(lab: &Lab, worker: &mut Worker, receives: u32) -> Result<()> {
+/// In the middle of its transfer a worker over NIXL is given the time to say that it is there: its first sign comes
+/// with the first slice after 100 ms, and two more are waited for in the process that receives.
+fn has_said_that_it_is_there(lab: &Lab, worker: &Worker, receives: u32) -> Result<()> {
     if lab.is_nixl() {
         signal(worker.pid(), "STOP")?;
         thread::sleep(Duration::from_millis(150));
@@ -60,7 +61,6 @@ fn kill(lab: &Lab, worker: &mut Worker, receives: u32) -> Result<()> {
         signal(worker.pid(), "CONT")?;
         under_way(receives, before)?;
     }
-    worker.kill();
     Ok(())
 }
 
@@ -104,8 +104,8 @@ fn p2_an_offer_hears_that_its_reader_died(lab: &Lab) -> Result<()> {
     let before = memory(reader.pid(), "VmRSS")?;
     reader.begin("read", &offer.metadata().to_json(), &[LARGE], 1)?;
     under_way(reader.pid(), before)?;
-    let receives = reader.pid();
-    kill(lab, &mut reader, receives)?;
+    has_said_that_it_is_there(lab, &reader, reader.pid())?;
+    reader.kill();
     let killed = Instant::now();
     let error = offer.wait_for_completion().wait().err().context("its reader was killed")?;
     println!("{}: a killed reader was noticed after {:?}", lab.transport(), killed.elapsed());
@@ -122,13 +122,40 @@ fn p2_an_offer_hears_that_its_writer_died(lab: &Lab) -> Result<()> {
     let before = memory(process::id(), "VmRSS")?;
     writer.begin("write", &offer.metadata().to_json(), &[LARGE], 1)?;
     under_way(process::id(), before)?;
-    kill(lab, &mut writer, process::id())?;
+    has_said_that_it_is_there(lab, &writer, process::id())?;
+    writer.kill();
     let killed = Instant::now();
     let failed = offer.wait_for_completion().wait().err().context("its writer was killed")?;
     println!("{}: a killed writer was noticed after {:?}", lab.transport(), killed.elapsed());
     drop(failed.memory);
     let source = ended_early(&connector, &failed.error, killed)?;
     assert!(matches!(source, TransportError::PeerLost(_)), "{source:?}");
+    serves_on(lab, &connector)
+}
+
+fn p2_an_offer_does_not_wait_for_a_reader_that_is_stopped(lab: &Lab) -> Result<()> {
+    let _alone = alone();
+    // Over `local` a stopped process is as good as a slow one, and only the deadline helps.
+    let deadline = if lab.is_nixl() { DEADLINE } else { Duration::from_secs(3) };
+    let connector = lab.builder().default_deadline(deadline).build()?;
+    let mut reader = lab.worker()?;
+    let offer = connector.create_readable(pattern::bytes(LARGE, 1)).wait()?;
+    let before = memory(reader.pid(), "VmRSS")?;
+    reader.begin("read", &offer.metadata().to_json(), &[LARGE], 1)?;
+    under_way(reader.pid(), before)?;
+    has_said_that_it_is_there(lab, &reader, reader.pid())?;
+    signal(reader.pid(), "STOP")?;
+    let stopped = Instant::now();
+    let error = offer.wait_for_completion().wait().err().context("its reader was stopped")?;
+    println!("{}: a stopped reader was waited for {:?}", lab.transport(), stopped.elapsed());
+    ensure!(stopped.elapsed() < EARLY, "it took {:?}", stopped.elapsed());
+    match &error {
+        Error::Transport { source: TransportError::PeerLost(_), .. } => assert!(lab.is_nixl(), "{error}"),
+        Error::DeadlineExceeded { .. } => assert!(!lab.is_nixl(), "{error}"),
+        other => anyhow::bail!("{other:?}"),
+    }
+    reader.kill();
+    ensure!(eventually(PATIENCE, || connector.stats().parked_bytes == 0), "{:?}", connector.stats());
     serves_on(lab, &connector)
 }
 

@@ -15,7 +15,7 @@ use connect_core::{
     Connector, Descriptor, DescriptorMut, Error, ErrorCategory, Failed, MemoryError, MetadataError,
     OperationStatus, RdmaMetadata, Stats,
 };
-use connect_tests::child::{Shared, Worker};
+use connect_tests::child::Worker;
 use connect_tests::process::signal;
 use connect_tests::{memory, pattern, require};
 use data_encoding::BASE64;
@@ -360,96 +360,6 @@ fn d7_d14_memory_of_many_pieces_comes_free_only_when_it_is_quiet() -> Result<()>
     let (id, metadata) = other.offer("readable", &[4096], 3)?;
     read(&reader, &RdmaMetadata::from_json(&metadata)?, 4096, 3)?;
     other.completed(id)?;
-    Ok(())
-}
-
-// --- D15 to D17: notifications ---------------------------------------------------------------------------
-
-fn notify(python: &mut Worker, metadata: &RdmaMetadata, body: &[u8]) -> Result<Value> {
-    let metadata: Value = serde_json::from_str(&metadata.to_json())?;
-    python.ask(json!({"do": "notify", "metadata": metadata, "body": BASE64.encode(body)}), "notified")
-}
-
-#[test]
-fn d15_non_utf8_notification_harms_nobody() -> Result<()> {
-    let Some((a, b)) = pair()? else { return Ok(()) };
-    let Some(mut python) = Shared::python()? else { return Ok(()) };
-    let first = a.create_readable(pattern::bytes(5000, 1)).wait()?;
-    let junk: [&[u8]; 5] = [b"\xff\xfe\x00", b"\x00", b"\xf0\x9f", &[0x80; 4000], b"not a key"];
-    for body in junk {
-        notify(&mut python, first.metadata(), body)?;
-    }
-    until(&a, "the junk is counted", |stats| stats.unmatched_notifications == junk.len() as u64)?;
-
-    let second = a.create_readable(pattern::bytes(5000, 2)).wait()?;
-    for (offer, seed) in [(first, 1), (second, 2)] {
-        assert_eq!(offer.status(), OperationStatus::Initialized);
-        read(&b, offer.metadata(), 5000, seed)?;
-        offer.wait_for_completion().wait()?;
-    }
-    Ok(())
-}
-
-/// The original kept them all, and scanned them at each look at each operation: 19 ms at 100,000.
-#[test]
-fn d16_foreign_notifications_are_not_kept() -> Result<()> {
-    let Some((a, b)) = pair()? else { return Ok(()) };
-    let Some(mut python) = Shared::python()? else { return Ok(()) };
-    let open = a.create_readable(pattern::bytes(5000, 1)).wait()?;
-    let metadata: Value = serde_json::from_str(&open.metadata().to_json())?;
-    let body = BASE64.encode(b"foreign ");
-    python.ask(json!({"do": "notify", "metadata": metadata, "body": body, "count": 20_000}), "notified")?;
-    until(&a, "all arrive", |stats| stats.unmatched_notifications == 20_000)?;
-
-    let started = Instant::now();
-    for seed in 0..50 {
-        let offer = a.create_readable(pattern::bytes(5000, seed)).wait()?;
-        read(&b, offer.metadata(), 5000, seed)?;
-        offer.wait_for_completion().wait()?;
-    }
-    // A scan of 4 ms at each look would make this take longer, on the slowest of machines.
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
-    read(&b, open.metadata(), 5000, 1)?;
-    open.wait_for_completion().wait()?;
-    Ok(())
-}
-
-/// The key is all that a NIXL notification can prove, and every holder of the document has it: one that lies
-/// completes the operation. What holds is that only the exact key does, once, and that the report tells who.
-#[test]
-fn d17_only_the_exact_key_completes_once_and_the_report_names_its_sender() -> Result<()> {
-    let Some((a, b)) = pair()? else { return Ok(()) };
-    let Some(mut python) = Shared::python()? else { return Ok(()) };
-    let other = a.create_readable(pattern::bytes(5000, 1)).wait()?;
-    let offer = a.create_writable(vec![0u8; 5000]).wait()?;
-    let key = offer.metadata().notification_key().to_owned();
-    let metadata = offer.metadata().clone();
-    let near = [
-        key[..35].to_owned(),
-        format!("{key} "),
-        format!("{key}\0"),
-        key.to_uppercase(),
-        key[1..].to_owned(),
-    ];
-    // A key may have no letters.
-    let near: Vec<_> = near.into_iter().filter(|near| *near != key).collect();
-    for body in &near {
-        notify(&mut python, &metadata, body.as_bytes())?;
-    }
-    until(&a, "they match nothing", |stats| stats.unmatched_notifications == near.len() as u64)?;
-    assert_eq!(offer.status(), OperationStatus::Initialized);
-
-    let sender = notify(&mut python, &metadata, key.as_bytes())?["agent"].clone();
-    let received = offer.wait_for_completion().wait()?;
-    assert_eq!(received.report.peer.as_deref(), sender.as_str());
-    assert_eq!(received.memory, vec![0u8; 5000], "nothing was moved");
-
-    // A second time it is anybody's junk.
-    notify(&mut python, &metadata, key.as_bytes())?;
-    until(&a, "it matches nothing", |stats| stats.unmatched_notifications == near.len() as u64 + 1)?;
-    assert_eq!(other.status(), OperationStatus::Initialized);
-    read(&b, other.metadata(), 5000, 1)?;
-    other.wait_for_completion().wait()?;
     Ok(())
 }
 

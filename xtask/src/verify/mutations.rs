@@ -98,7 +98,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
             replace: "        if taken.iter().any(|(_, body)| std::str::from_utf8(body).is_err()) {\n            taken.clear();\n        }",
         }],
         package: "connect-tests",
-        target: &["--test", "original_defects"],
+        target: &["--test", "notifications"],
         test: "d15_non_utf8_notification_harms_nobody",
     },
     Mutant {
@@ -285,7 +285,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
             replace: ".and_then(|key| self.keys.remove(key.trim()));",
         }],
         package: "connect-tests",
-        target: &["--test", "original_defects"],
+        target: &["--test", "notifications"],
         test: "d17_only_the_exact_key_completes_once_and_the_report_names_its_sender",
     },
     Mutant {
