@@ -1,6 +1,7 @@
 //! `cargo xtask test`: what CI runs.
 
 mod licences;
+mod package;
 mod reasons;
 mod spdx;
 
@@ -17,9 +18,6 @@ use crate::step::{Outcome, Step, counted};
 
 /// The members that have the feature `nixl`.
 const NIXL_MEMBERS: [&str; 4] = ["connect-core", "connect-examples", "connect-tests", "connect-benches"];
-
-/// What goes to crates.io.
-const LIBRARIES: [&str; 3] = ["connect-core", "connect-candle", "connect-tch"];
 
 /// All steps, the quick ones and those that most often fail first.
 pub(crate) const STEPS: &[Step] = &[
@@ -74,7 +72,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "package",
         what: "the library crates package and build from it",
         needs: &[Group::Torch],
-        run: package,
+        run: |_| package::check(),
     },
     Step {
         name: "demo",
@@ -148,18 +146,6 @@ fn tests(selection: &[&str]) -> Command {
     let mut cargo = cargo("test");
     cargo.args(["--locked", "--no-fail-fast"]).args(selection);
     cargo
-}
-
-fn package(_: &mut Outcome) -> Result<()> {
-    let mut cargo = cargo("package");
-    // Whoever works on a change has files that are not committed; in CI there are none.
-    // A package is built outside the workspace and so without its profiles, and would compile all its dependencies
-    // anew. Read as configuration, the manifest gives it the same profiles, and what the tests built is reused.
-    cargo.args(["--locked", "--allow-dirty", "--config", "Cargo.toml"]);
-    for name in LIBRARIES {
-        cargo.args(["--package", name]);
-    }
-    process::run(&mut cargo)
 }
 
 fn demo(nixl: bool, python: bool) -> Result<()> {
