@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::deadline::Deadline;
-use crate::driver::{self, Command, Deadlines, End, OpInfo, Port, Request, Start};
+use crate::driver::{self, Command, Deadlines, End, OpInfo, Polling, Port, Request, Start};
 use crate::error::{Error, Failed, Recovered};
 use crate::memory::check_regions;
 use crate::op::pending::{Handle, source_ended, target_ended};
@@ -332,6 +332,7 @@ pub struct ConnectorBuilder {
     deadline: Deadline,
     allowed_workers: Option<Vec<String>>,
     parked_limit: u64,
+    polling: Polling,
     transport: TransportFactory,
 }
 
@@ -342,6 +343,7 @@ impl Default for ConnectorBuilder {
             deadline: Deadline::DEFAULT,
             allowed_workers: None,
             parked_limit: stats::DEFAULT_PARKED_LIMIT,
+            polling: Polling::default(),
             transport: LocalConfig::default().factory(),
         }
     }
@@ -379,6 +381,12 @@ impl ConnectorBuilder {
     /// nothing is parked every operation is taken, whatever its size.
     pub fn parked_limit(mut self, bytes: u64) -> Self {
         self.parked_limit = bytes;
+        self
+    }
+
+    /// How to trade processor time for latency; [`Polling::Balanced`] unless set.
+    pub fn polling(mut self, polling: Polling) -> Self {
+        self.polling = polling;
         self
     }
 
@@ -420,12 +428,18 @@ impl ConnectorBuilder {
             source: TransportError::resource("starting the deadline thread", error),
         })?;
         let (port, inbox) = driver::channel();
-        let ready =
-            driver::start(self.transport, context, inbox, Arc::clone(&deadlines), Arc::clone(&counters))
-                .map_err(|source| {
-                    deadlines.close();
-                    Error::Start { source }
-                })?;
+        let ready = driver::start(
+            self.transport,
+            context,
+            self.polling,
+            inbox,
+            Arc::clone(&deadlines),
+            Arc::clone(&counters),
+        )
+        .map_err(|source| {
+            deadlines.close();
+            Error::Start { source }
+        })?;
         let core = Core {
             port,
             deadlines,
@@ -448,6 +462,7 @@ impl fmt::Debug for ConnectorBuilder {
             .field("deadline", &self.deadline)
             .field("allowed_workers", &self.allowed_workers)
             .field("parked_limit", &self.parked_limit)
+            .field("polling", &self.polling)
             .finish_non_exhaustive()
     }
 }

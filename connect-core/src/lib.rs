@@ -122,6 +122,7 @@ pub mod wire;
 pub use connector::{Connector, ConnectorBuilder};
 pub use deadline::Deadline;
 pub use device::{Device, DeviceKind, ParseDeviceError};
+pub use driver::Polling;
 pub use dtype::{DType, ParseDTypeError};
 pub use error::{Cancellation, Context, Error, ErrorCategory, Failed, Recovered};
 pub use memory::{Descriptor, DescriptorMut, MemoryError, Region, SourceMemory, TargetMemory};

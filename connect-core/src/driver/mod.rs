@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 pub(crate) use end::End;
 pub(crate) use info::OpInfo;
 use operation::Operation;
+pub use pace::Polling;
 use pace::{Load, Pace, Pause};
 use peers::Peers;
 pub(crate) use port::{Command, Inbox, Port, Request, Start, channel};
@@ -68,6 +69,7 @@ pub(crate) struct Ready {
 pub(crate) fn start(
     factory: TransportFactory,
     context: TransportContext,
+    polling: Polling,
     inbox: Inbox,
     deadlines: Arc<Deadlines>,
     counters: Arc<Counters>,
@@ -76,7 +78,7 @@ pub(crate) fn start(
     let name = format!("connect-{}", context.worker_id.chars().take(7).collect::<String>());
     thread::Builder::new()
         .name(name)
-        .spawn(move || run(factory, &context, inbox, deadlines, counters, &sender))
+        .spawn(move || run(factory, &context, polling, inbox, deadlines, counters, &sender))
         .map_err(|error| TransportError::resource("starting the driver thread", error))?;
     ready.recv().unwrap_or_else(|_| {
         Err(TransportError::Engine { call: "building the transport", status: "it panicked".to_owned() })
@@ -86,6 +88,7 @@ pub(crate) fn start(
 fn run(
     factory: TransportFactory,
     context: &TransportContext,
+    polling: Polling,
     inbox: Inbox,
     deadlines: Arc<Deadlines>,
     counters: Arc<Counters>,
@@ -104,7 +107,7 @@ fn run(
     let (name, backend) = (transport.name(), transport.backend().to_owned());
     let _ = ready.send(Ok(Ready { transport: name, backend, end: Arc::clone(&end) }));
 
-    let mut driver = Driver::new(transport, inbox, Arc::clone(&deadlines), counters, Clock::Real);
+    let mut driver = Driver::new(transport, polling, inbox, Arc::clone(&deadlines), counters, Clock::Real);
     let work = || {
         while driver.turn() {}
         // The transport is gone; whoever drops the last handle waits for no more than that.
@@ -157,19 +160,20 @@ struct Driver {
 impl Driver {
     fn new(
         transport: Box<dyn Transport>,
+        polling: Polling,
         inbox: Inbox,
         deadlines: Arc<Deadlines>,
         counters: Arc<Counters>,
         clock: Clock,
     ) -> Self {
         Self {
-            pace: Pace::new(transport.is_event_driven()),
+            pace: Pace::new(transport.is_event_driven(), polling),
             transport,
             inbox,
             deadlines,
             counters,
             clock,
-            peers: Peers::default(),
+            peers: Peers::new(),
             operations: HashMap::new(),
             in_flight: VecDeque::new(),
             keys: HashMap::new(),
@@ -196,7 +200,7 @@ impl Driver {
             return false;
         }
         if busy {
-            self.pace.busy();
+            self.pace.busy(now);
         } else {
             self.pause(now);
         }
@@ -318,7 +322,8 @@ impl Driver {
             operation.offer = Some((offer_id, key));
             return Ok(Opened { metadata: Some(metadata), peer: None });
         };
-        let (peer, name) = self.peers.connect(self.transport.as_mut(), &remote, failed)?;
+        let now = self.clock.now();
+        let (peer, name) = self.peers.connect(self.transport.as_mut(), &remote, now, failed)?;
         let _ = info.peer.set(name.clone());
         let transfer = Transfer {
             peer,
@@ -346,7 +351,7 @@ impl Driver {
 
     fn connect(&mut self, info: &Arc<OpInfo>, metadata: &RdmaMetadata) {
         let failed = |source| Error::Transport { context: info.context(), source };
-        match self.peers.connect(self.transport.as_mut(), metadata, failed) {
+        match self.peers.connect(self.transport.as_mut(), metadata, self.clock.now(), failed) {
             Ok((_, name)) => info.slot.open(Opened { metadata: None, peer: Some(name) }),
             Err(error) => {
                 let outcome = Outcome { result: Err(error), memory: None };

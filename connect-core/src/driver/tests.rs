@@ -1,11 +1,12 @@
 //! The driver over a scripted transport: a double that moves nothing and answers as each test says.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Deadlines, Driver, channel, watchdog};
+use super::peers::{MAX_AGE, MAX_REMEMBERED, Peers};
+use super::{Deadlines, Driver, Polling, channel, watchdog};
 use crate::clock::Clock;
 use crate::stats::Counters;
 use crate::transport::{
@@ -24,6 +25,9 @@ struct Script {
     poll_panics: bool,
     busy: Arc<AtomicBool>,
     offers: Arc<AtomicUsize>,
+    /// How many peers were met.
+    met: Arc<AtomicUsize>,
+    forgotten: Arc<Mutex<Vec<PeerId>>>,
     clock: Clock,
 }
 
@@ -52,7 +56,10 @@ impl Script {
         let connector =
             Connector::stepped(port, Arc::clone(&deadlines), Arc::clone(&counters), self.clock.clone());
         let transport = Box::new(Scripted { script: self.clone(), driver: thread::current() });
-        (connector, Driver::new(transport, inbox, deadlines, counters, self.clock.clone()))
+        (
+            connector,
+            Driver::new(transport, Polling::default(), inbox, deadlines, counters, self.clock.clone()),
+        )
     }
 }
 
@@ -80,10 +87,13 @@ unsafe impl Transport for Scripted {
     }
 
     fn connect(&mut self, _: &[u8]) -> Result<(PeerId, String), TransportError> {
-        Ok((PeerId(1), "peer".to_owned()))
+        let id = self.script.met.fetch_add(1, Ordering::SeqCst) as u64;
+        Ok((PeerId(id), "peer".to_owned()))
     }
 
-    fn forget(&mut self, _: PeerId) {}
+    fn forget(&mut self, peer: PeerId) {
+        self.script.forgotten.lock().unwrap().push(peer);
+    }
 
     unsafe fn begin(&mut self, _: &Transfer<'_>) -> Result<TransferId, TransportError> {
         Ok(TransferId(1))
@@ -339,4 +349,37 @@ fn p2_shutdown_waits_for_what_is_in_flight_until_its_deadline_and_no_longer() {
         assert!(matches!(error, Error::ShutDown), "{error}");
     });
     eventually("the memory is freed", || dropped.load(Ordering::SeqCst) == 1);
+}
+
+/// Steady traffic with a few peers loads nothing again, whoever else comes by.
+#[test]
+fn peers_are_remembered_while_they_are_named_and_forgotten_by_count_and_age() {
+    let script = Script::default();
+    let mut transport = Scripted { script: script.clone(), driver: thread::current() };
+    let (mut peers, mut now) = (Peers::new(), Instant::now());
+    let mut meet = |number: usize, now: Instant| {
+        let region = Region::new(Device::CPU, 0x1000, 8).unwrap();
+        let blob = number.to_le_bytes();
+        let document = RdmaMetadata::new(OperationKind::Read, &[region], &blob, "key".to_owned()).unwrap();
+        peers.connect(&mut transport, &document, now, |_| Error::ShutDown).unwrap().0
+    };
+    let forgotten = || std::mem::take(&mut *script.forgotten.lock().unwrap());
+    let friend = meet(0, now);
+    for stranger in 1..MAX_REMEMBERED {
+        meet(stranger, now);
+        assert_eq!(meet(0, now), friend);
+    }
+    assert_eq!(forgotten(), []);
+    // One too many: the one that was named longest ago goes.
+    let first = meet(1, now);
+    meet(MAX_REMEMBERED, now);
+    assert_eq!(forgotten(), [PeerId(2)]);
+    assert_eq!((meet(0, now), meet(1, now)), (friend, first));
+    // And who is not named for long goes with the next that is met.
+    now += MAX_AGE;
+    assert_eq!(meet(0, now), friend);
+    meet(MAX_REMEMBERED + 1, now);
+    assert_eq!(forgotten().len(), MAX_REMEMBERED - 1);
+    assert_eq!(meet(0, now), friend);
+    assert_eq!(script.met.load(Ordering::SeqCst), MAX_REMEMBERED + 2);
 }

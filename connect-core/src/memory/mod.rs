@@ -10,6 +10,8 @@ mod region;
 
 pub use descriptor::{Descriptor, DescriptorMut};
 pub(crate) use region::check_regions;
+#[cfg(feature = "nixl")]
+pub(crate) use region::joined;
 pub use region::{MAX_DESCRIPTORS, MemoryError, Region};
 
 /// Memory that a peer may read while an operation holds it.

@@ -72,6 +72,13 @@ impl Region {
         Self::new(self.device, self.addr + range.start, range.end - range.start)
     }
 
+    /// Both as one region, if `next` begins where this one ends.
+    #[cfg(feature = "nixl")]
+    pub(crate) fn joined(&self, next: &Self) -> Option<Self> {
+        let is_next = self.device == next.device && self.end() == next.addr;
+        is_next.then(|| Self { len: self.len + next.len, ..*self })
+    }
+
     /// Whether `other` lies wholly inside this region.
     pub fn contains(&self, other: &Self) -> bool {
         self.device == other.device && self.addr <= other.addr && other.end() <= self.end()
@@ -159,6 +166,19 @@ pub enum MemoryError {
 /// 16,384 tokens in blocks of 16 over 64 layers. Longer ones are handed off in several operations.
 pub const MAX_DESCRIPTORS: usize = 65_536;
 
+/// The same memory in as few regions as its order allows: those that follow each other directly are joined.
+#[cfg(feature = "nixl")]
+pub(crate) fn joined(regions: &[Region]) -> Vec<Region> {
+    let mut all: Vec<Region> = Vec::new();
+    for region in regions {
+        match all.last_mut().and_then(|last| last.joined(region).map(|both| *last = both)) {
+            Some(()) => {}
+            None => all.push(*region),
+        }
+    }
+    all
+}
+
 /// What one operation asks of its memory beyond each region being valid: there is some, not in too many
 /// pieces, of one kind, and targets do not overlap.
 pub(crate) fn check_regions(regions: &[Region], is_target: bool) -> Result<(), MemoryError> {
@@ -216,6 +236,18 @@ mod tests {
         assert!(matches!(check_regions(&mixed, true), Err(MemoryError::MixedDevices { index: 1, .. })));
         let many = vec![region(100, 1); MAX_DESCRIPTORS + 1];
         assert!(matches!(check_regions(&many, false), Err(MemoryError::TooManyPieces { .. })));
+    }
+
+    #[cfg(feature = "nixl")]
+    #[test]
+    fn regions_that_follow_each_other_are_joined_and_no_others() {
+        let region = |addr, len| Region::new(Device::CPU, addr, len).unwrap();
+        let gpu = Region::new(Device::cuda(0), 130, 5).unwrap();
+        let apart = [region(100, 10), region(110, 20), gpu, region(130, 5), region(130, 5), region(90, 10)];
+        let expected = [region(100, 30), gpu, region(130, 5), region(130, 5), region(90, 10)];
+        assert_eq!(joined(&apart), expected);
+        let last = region(u64::MAX - 4, 4);
+        assert_eq!(joined(&[region(u64::MAX - 8, 4), last]), [region(u64::MAX - 8, 8)]);
     }
 
     #[test]

@@ -66,7 +66,8 @@ mod tests {
         let sources = env::temp_dir().join(format!("connect-xtask-{}", std::process::id()));
         let version = env!("CARGO_PKG_VERSION");
         let stale = sources.join(format!("-0123/connect-core-{version}"));
-        let kept = [sources.join(format!("index-0123/connect-core-{version}")), sources.join("-0123/serde-1.0.0")];
+        let kept =
+            [sources.join(format!("index-0123/connect-core-{version}")), sources.join("-0123/serde-1.0.0")];
         for folder in kept.iter().chain([&stale]) {
             fs::create_dir_all(folder.join("src")).unwrap();
         }

@@ -27,7 +27,7 @@ use memory::Ledger;
 use probe::Probe;
 use sim::{Net, Sim};
 
-use super::{CANCEL_GRACE, Deadlines, Driver, PARKED_INTERVAL, WATCH_INTERVAL, channel};
+use super::{CANCEL_GRACE, Deadlines, Driver, PARKED_INTERVAL, Polling, WATCH_INTERVAL, channel};
 use crate::clock::Clock;
 use crate::op::state::{self, Phase};
 use crate::stats::Counters;
@@ -112,7 +112,14 @@ impl World {
             faults = Some(control);
         }
         let transport = Box::new(Probe::new(transport, Rc::clone(&net)));
-        let driver = Driver::new(transport, inbox, Arc::clone(&deadlines), counters, clock.clone());
+        let driver = Driver::new(
+            transport,
+            Polling::default(),
+            inbox,
+            Arc::clone(&deadlines),
+            counters,
+            clock.clone(),
+        );
         Self {
             random,
             clock,

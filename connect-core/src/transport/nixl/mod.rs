@@ -46,6 +46,7 @@ use super::{
     Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportContext,
     TransportError, TransportEvent,
 };
+use crate::memory::joined;
 use crate::{Device, DeviceKind, Region};
 
 /// How long a generation with memory that is not quiet stays in use for new operations, so that a burst of
@@ -280,11 +281,10 @@ unsafe impl Transport for NixlTransport {
         let current = self.current_generation()?;
         let id = OfferId(self.id());
         let generation = self.generations.get_mut(&current).ok_or_else(unknown_transfer)?;
-        generation.register(offer.regions)?;
-        let blob =
-            generation.describe(offer.regions).inspect_err(|_| generation.deregister(offer.regions))?;
+        let (regions, key) = (joined(offer.regions), offer.key.to_owned());
+        generation.register(&regions)?;
+        let blob = generation.describe(&regions).inspect_err(|_| generation.deregister(&regions))?;
         generation.live += 1;
-        let (regions, key) = (offer.regions.to_vec(), offer.key.to_owned());
         self.takers.add(&key, id);
         self.offers.insert(id, OpenOffer { generation: current, regions, key });
         Ok((id, blob))
@@ -362,10 +362,12 @@ unsafe impl Transport for NixlTransport {
         self.look(current);
         let peer = Rc::clone(self.peers.get(&transfer.peer).ok_or_else(unknown_transfer)?);
         check_covered(&peer, transfer.remote)?;
+        let pieces = Pieces::new(transfer.local, transfer.remote, |remote| is_covered(&peer, remote));
         let in_use = self.is_in_use(&peer.name);
         let generation = self.generations.get_mut(&current).ok_or_else(unknown_transfer)?;
         generation.load(&peer.name, &peer.blob, in_use)?;
-        generation.register(transfer.local)?;
+        let local = joined(transfer.local);
+        generation.register(&local)?;
         generation.live += 1;
         let id = TransferId(self.id());
         let next_sign = signs::is_ours(&peer.name).then(|| Instant::now() + signs::FIRST);
@@ -374,8 +376,8 @@ unsafe impl Transport for NixlTransport {
             peer,
             kind: transfer.kind,
             key: transfer.key.to_owned(),
-            local: transfer.local.to_vec(),
-            pieces: Pieces::new(transfer.local, transfer.remote),
+            local,
+            pieces,
             posted: None,
             state: Phase::InProgress,
             counted: true,
@@ -480,17 +482,18 @@ fn events_of(notifications: Vec<(String, Vec<u8>)>, takers: &mut Takers) -> Vec<
 }
 
 fn check_covered(peer: &Peer, remote: &[Region]) -> Result<(), TransportError> {
-    let covered = |region: &Region| {
-        let (memory_type, device) = (memory_type(region.device()) as u32, u64::from(region.device().id()));
-        peer.reach.covers(memory_type, device, region.addr(), region.len())
-    };
-    match remote.iter().position(|region| !covered(region)) {
+    match remote.iter().position(|region| !is_covered(peer, region)) {
         None => Ok(()),
         Some(index) => Err(TransportError::Protocol(format!(
             "descriptor {index} lies outside the memory that {} made reachable",
             peer.name
         ))),
     }
+}
+
+fn is_covered(peer: &Peer, region: &Region) -> bool {
+    let (memory_type, device) = (memory_type(region.device()) as u32, u64::from(region.device().id()));
+    peer.reach.covers(memory_type, device, region.addr(), region.len())
 }
 
 fn unknown_transfer() -> TransportError {
