@@ -6,19 +6,25 @@ use std::hint::black_box;
 use connect_core::{Device, Digest, OperationKind, RdmaMetadata, Region};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-fn document(descriptors: u64) -> RdmaMetadata {
-    let regions: Vec<Region> = (0..descriptors)
-        .map(|i| Region::new(Device::CPU, 0x7f00_0000_0000 + i * 0x1_0000, 4096).expect("a valid region"))
-        .collect();
+fn regions(count: u64) -> Vec<Region> {
+    let region = |i| Region::new(Device::CPU, 0x7f00_0000_0000 + i * 0x1_0000, 4096).expect("a valid region");
+    (0..count).map(region).collect()
+}
+
+fn document(regions: &[Region]) -> RdmaMetadata {
     // As long as a real blob of one region, and about as compressible.
     let blob: Vec<u8> = (0..450u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let key = "4a1d9f5c-7d9e-4d0b-9f2b-0d2a4f6f8a11".to_owned();
-    RdmaMetadata::new(OperationKind::Read, &regions, &blob, key).expect("a valid document")
+    RdmaMetadata::new(OperationKind::Read, regions, &blob, key).expect("a valid document")
 }
 
 fn metadata(c: &mut Criterion) {
     for descriptors in [1, 256] {
-        let document = document(descriptors);
+        let regions = regions(descriptors);
+        c.bench_function(&format!("metadata/make/{descriptors}"), |b| {
+            b.iter(|| document(black_box(&regions)))
+        });
+        let document = document(&regions);
         let json = document.to_json();
         c.bench_function(&format!("metadata/encode/{descriptors}"), |b| {
             b.iter(|| black_box(&document).to_json())

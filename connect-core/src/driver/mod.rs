@@ -5,6 +5,7 @@
 //! blocks in a transport call.
 
 mod closing;
+mod encoded;
 mod end;
 mod info;
 #[cfg(all(test, loom))]
@@ -28,6 +29,7 @@ use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use encoded::Encoded;
 pub(crate) use end::End;
 pub(crate) use info::OpInfo;
 use operation::Operation;
@@ -139,6 +141,7 @@ struct Driver {
     clock: Clock,
     pace: Pace,
     peers: Peers,
+    encoded: Encoded,
     operations: HashMap<u64, Operation>,
     /// Transfers in flight, in the order in which they are polled next.
     in_flight: VecDeque<u64>,
@@ -174,6 +177,7 @@ impl Driver {
             counters,
             clock,
             peers: Peers::new(),
+            encoded: Encoded::new(),
             operations: HashMap::new(),
             in_flight: VecDeque::new(),
             keys: HashMap::new(),
@@ -312,7 +316,11 @@ impl Driver {
             // while it lives; it is dropped or handed back only after the state machine said `Release`, which
             // it does only after the transport said `Quiet`, or after the transport itself was dropped.
             let (offer_id, blob) = unsafe { self.transport.offer(&offer) }.map_err(failed)?;
-            let metadata = RdmaMetadata::new(info.name.kind(), &operation.regions, &blob, key.clone());
+            let (kind, regions) = (info.name.kind(), &operation.regions);
+            let metadata = self
+                .encoded
+                .of(&blob)
+                .and_then(|blob| RdmaMetadata::with_encoded_blob(kind, regions, blob, key.clone()));
             let metadata = metadata.inspect_err(|_| {
                 // Nobody has seen its key, so it counts as completed: no peer can be reading.
                 let _ = self.transport.end_offer(offer_id, true);

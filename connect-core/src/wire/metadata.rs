@@ -66,17 +66,20 @@ impl RdmaMetadata {
         blob: &[u8],
         notification_key: String,
     ) -> Result<Self, MetadataError> {
-        if blob.len() > MAX_BLOB_BYTES {
-            return Err(MetadataError::TooLarge {
-                field: "the agent blob",
-                len: blob.len(),
-                max: MAX_BLOB_BYTES,
-            });
-        }
+        Self::with_encoded_blob(kind, regions, encode_blob(blob)?, notification_key)
+    }
+
+    /// The same with a blob that [`encode_blob`] has encoded.
+    pub(crate) fn with_encoded_blob(
+        kind: OperationKind,
+        regions: &[Region],
+        nixl_metadata: String,
+        notification_key: String,
+    ) -> Result<Self, MetadataError> {
         // Before the list is built, so that a list too long is not copied either.
         check_count(regions.len())?;
         let descriptors = regions.iter().copied().map(SerializedDescriptor::from).collect();
-        Self::checked(kind, descriptors, blob::encode(blob), notification_key)
+        Self::checked(kind, descriptors, nixl_metadata, notification_key)
     }
 
     /// Reads a document.
@@ -200,6 +203,15 @@ impl RdmaMetadata {
         }
         Ok(Self { descriptors, nixl_metadata, notification_key, operation_kind })
     }
+}
+
+/// An agent blob as documents carry it.
+pub(crate) fn encode_blob(blob: &[u8]) -> Result<String, MetadataError> {
+    let (len, max) = (blob.len(), MAX_BLOB_BYTES);
+    if len > max {
+        return Err(MetadataError::TooLarge { field: "the agent blob", len, max });
+    }
+    Ok(blob::encode(blob))
 }
 
 fn check_count(count: usize) -> Result<(), MetadataError> {

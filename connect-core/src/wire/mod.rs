@@ -26,6 +26,7 @@ pub use digest::{Digest, DigestMismatch};
 pub use envelope::{ENVELOPE_VERSION, MAX_ENVELOPE_BYTES, MAX_TENSORS, TensorEnvelope};
 pub use error::MetadataError;
 pub use media::{MEDIA_TENSOR_NAME, MediaDescriptor};
+pub(crate) use metadata::encode_blob;
 pub use metadata::{MAX_DOCUMENT_BYTES, MAX_NOTIFICATION_KEY_BYTES, RdmaMetadata};
 pub use tensor::{MAX_DIMS, MAX_TENSOR_NAME_BYTES, TensorSpec};
 
