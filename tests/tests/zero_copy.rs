@@ -2,16 +2,18 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, ensure};
-use connect_core::{Connector, Descriptor, DescriptorMut, RdmaMetadata};
+use connect_core::{Connector, Descriptor, DescriptorMut, Pending, RdmaMetadata};
+use connect_tests::child::Worker;
 use connect_tests::lab::Lab;
 use connect_tests::{pattern, process};
 
 connect_tests::for_each_transport!(
     descriptors_are_the_buffers_themselves,
     a_gigabyte_moves_without_a_copy_on_either_side,
+    what_an_operation_allocates_grows_neither_with_its_bytes_nor_with_what_else_is_open,
 );
 
 /// What moves.
@@ -23,15 +25,17 @@ const SLACK: u64 = 64 << 20;
 /// The largest single allocation this process may make meanwhile. A staging buffer would be larger.
 const LARGEST: usize = 1 << 20;
 
-/// Notes the largest allocation while it is told to.
+/// Notes the largest allocation, and how much is allocated, while it is told to.
 struct Watching;
 
 static WATCH: AtomicBool = AtomicBool::new(false);
-static SEEN: AtomicUsize = AtomicUsize::new(0);
+static LARGEST_SEEN: AtomicUsize = AtomicUsize::new(0);
+static TOTAL: AtomicUsize = AtomicUsize::new(0);
 
 fn note(size: usize) {
     if WATCH.load(Ordering::Relaxed) {
-        SEEN.fetch_max(size, Ordering::Relaxed);
+        LARGEST_SEEN.fetch_max(size, Ordering::Relaxed);
+        TOTAL.fetch_add(size, Ordering::Relaxed);
     }
 }
 
@@ -64,13 +68,22 @@ unsafe impl GlobalAlloc for Watching {
 #[global_allocator]
 static ALLOCATOR: Watching = Watching;
 
-/// The largest allocation that anything in this process makes during `work`.
-fn largest_allocation<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, usize)> {
-    SEEN.store(0, Ordering::Relaxed);
+/// What anything in this process allocated meanwhile.
+#[derive(Debug, Clone, Copy)]
+struct Allocated {
+    largest: usize,
+    total: usize,
+}
+
+/// What anything in this process allocates during `work`.
+fn allocated<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Allocated)> {
+    LARGEST_SEEN.store(0, Ordering::Relaxed);
+    TOTAL.store(0, Ordering::Relaxed);
     WATCH.store(true, Ordering::Relaxed);
     let result = work();
     WATCH.store(false, Ordering::Relaxed);
-    Ok((result?, SEEN.load(Ordering::Relaxed)))
+    let (largest, total) = (LARGEST_SEEN.load(Ordering::Relaxed), TOTAL.load(Ordering::Relaxed));
+    Ok((result?, Allocated { largest, total }))
 }
 
 /// One test at a time: they watch the whole process.
@@ -119,16 +132,15 @@ fn is_one_buffer(side: &str, grown: u64) -> Result<()> {
 fn read(connector: &Connector, metadata: &str) -> Result<Vec<u8>> {
     let metadata = RdmaMetadata::from_json(metadata)?;
     let target = vec![0u8; GIBIBYTE];
-    let (received, largest) = largest_allocation(|| {
-        Ok(connector.begin_read(&metadata, target).wait()?.wait_for_completion().wait()?)
-    })?;
+    let (received, Allocated { largest, .. }) =
+        allocated(|| Ok(connector.begin_read(&metadata, target).wait()?.wait_for_completion().wait()?))?;
     ensure!(largest > 0 && largest < LARGEST, "an allocation of {largest} bytes during the read");
     Ok(received.memory)
 }
 
 fn write(connector: &Connector, source: Vec<u8>, metadata: &str) -> Result<()> {
     let metadata = RdmaMetadata::from_json(metadata)?;
-    let ((), largest) = largest_allocation(|| {
+    let ((), Allocated { largest, .. }) = allocated(|| {
         connector.begin_write(source, &metadata).wait()?.wait_for_completion().wait()?;
         Ok(())
     })?;
@@ -164,4 +176,47 @@ fn a_gigabyte_moves_without_a_copy_on_either_side(lab: &Lab) -> Result<()> {
     worker.completed(id)?;
     is_one_buffer("the writer", peak_growth(here, before_here)?)?;
     is_one_buffer("the process that was written", peak_growth(there, before_there)?)
+}
+
+/// What one round takes from this process' allocator at least: a read of the worker's memory, and an offer that the
+/// worker reads. Tables that grow now and then are left out.
+fn a_round_allocates(connector: &Connector, worker: &mut Worker, len: usize) -> Result<usize> {
+    let source = Arc::new(pattern::bytes(len, 3));
+    let mut target = vec![0u8; len];
+    let mut least = usize::MAX;
+    for _ in 0..8 {
+        let (theirs, metadata) = worker.offer("readable", &[len], 1)?;
+        let metadata = RdmaMetadata::from_json(&metadata)?;
+        let (received, reading) = allocated(|| {
+            Ok(connector.begin_read(&metadata, target).wait()?.wait_for_completion().wait()?)
+        })?;
+        target = received.memory;
+        pattern::check(&target, 1);
+        worker.completed(theirs)?;
+        let (offer, offering) = allocated(|| Ok(connector.create_readable(Arc::clone(&source)).wait()?))?;
+        let reads = worker.begin("read", &offer.metadata().to_json(), &[len], 3)?;
+        let (_, serving) = allocated(|| Ok(offer.wait_for_completion().wait()?))?;
+        worker.completed(reads)?;
+        least = least.min(reading.total + offering.total + serving.total);
+    }
+    Ok(least)
+}
+
+fn what_an_operation_allocates_grows_neither_with_its_bytes_nor_with_what_else_is_open(
+    lab: &Lab,
+) -> Result<()> {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (connector, mut worker) = (lab.connector()?, lab.worker()?);
+    let small = a_round_allocates(&connector, &mut worker, 4096)?;
+    let large = a_round_allocates(&connector, &mut worker, 64 << 20)?;
+    println!("{}: {small} bytes for a round of 4 KiB, {large} for one of 64 MiB", lab.transport());
+    // Over NIXL each slice of 16 MiB has a list of its pieces.
+    ensure!(large < small + (4 << 10), "{small} bytes for 4 KiB, {large} for 64 MiB");
+
+    let open: Vec<_> = (0..2000).map(|seed| connector.create_readable(pattern::bytes(64, seed))).collect();
+    let open = open.into_iter().map(Pending::wait).collect::<Result<Vec<_>, _>>()?;
+    let beside = a_round_allocates(&connector, &mut worker, 4096)?;
+    println!("{}: {beside} with 2,000 regions besides", lab.transport());
+    ensure!(beside < small + (2 << 10), "{small} bytes alone, {beside} beside {} offers", open.len());
+    Ok(())
 }

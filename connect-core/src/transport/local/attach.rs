@@ -26,8 +26,8 @@ use super::cursor::Cursor;
 use super::frame::NONCE;
 use crate::Region;
 
-/// Pieces in one system call: the kernel's own limit (`UIO_MAXIOV`).
-const MAX_PIECES: usize = 1024;
+/// Pieces in one system call. The kernel takes 1024; these are on the stack, and a system call costs as much as a few.
+const MAX_PIECES: usize = 256;
 
 /// Memory of this process that is being read.
 #[derive(Debug)]
@@ -53,19 +53,17 @@ impl Source {
 
     /// Sends the next bytes, at most `max`, straight from the memory, and steps over what was sent.
     pub(super) fn send(&mut self, socket: BorrowedFd<'_>, max: u64) -> Result<u64, Errno> {
-        let slices: Vec<IoSlice<'_>> = self
-            .0
-            .pieces(max)
-            .take(MAX_PIECES)
-            .map(|(addr, len)| {
-                // SAFETY: the contract above: the piece lies in a region that is alive, readable and not
-                // written while this value exists, and the slice does not outlive this call.
-                let bytes = unsafe { std::slice::from_raw_parts(pointer(addr).cast_const(), len as usize) };
-                IoSlice::new(bytes)
-            })
-            .collect();
+        let mut slices = [IoSlice::new(&[]); MAX_PIECES];
+        let mut count = 0;
+        for (slice, (addr, len)) in slices.iter_mut().zip(self.0.pieces(max)) {
+            // SAFETY: the contract above: the piece lies in a region that is alive, readable and not
+            // written while this value exists, and the slice does not outlive this call.
+            let bytes = unsafe { std::slice::from_raw_parts(pointer(addr).cast_const(), len as usize) };
+            *slice = IoSlice::new(bytes);
+            count += 1;
+        }
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        let sent = sendmsg::<UnixAddr>(socket.as_raw_fd(), &slices, &[], flags, None)? as u64;
+        let sent = sendmsg::<UnixAddr>(socket.as_raw_fd(), &slices[..count], &[], flags, None)? as u64;
         self.0.advance(sent);
         Ok(sent)
     }
@@ -83,8 +81,9 @@ impl Target {
 
     /// Receives the next bytes, at most `max`, straight into the memory. 0 means that the peer closed.
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>, max: u64) -> Result<u64, Errno> {
-        let pieces = self.io_vectors(max);
-        // SAFETY: the contract above: every vector lies in a region that is alive, writable and accessed by
+        let vectors = Vectors::of(&self.0, max);
+        let pieces = vectors.as_slice();
+        // SAFETY: the contract above: every vector lies in regions that are alive, writable and accessed by
         // nobody else while this value exists. The socket is non-blocking, so the kernel is done with them
         // when the call returns.
         let result = unsafe { libc::readv(socket.as_raw_fd(), pieces.as_ptr(), pieces.len() as i32) };
@@ -101,13 +100,8 @@ impl Target {
         remote: &mut Remote,
         max: u64,
     ) -> Result<u64, Errno> {
-        let local = self.io_vectors(max);
-        let theirs: Vec<libc::iovec> = remote
-            .0
-            .pieces(max)
-            .take(MAX_PIECES)
-            .map(|(addr, len)| libc::iovec { iov_base: pointer(addr).cast(), iov_len: len as usize })
-            .collect();
+        let (local, theirs) = (Vectors::of(&self.0, max), Vectors::of(&remote.0, max));
+        let (local, theirs) = (local.as_slice(), theirs.as_slice());
         // SAFETY: the contract above for the local vectors, as in `receive`. The remote ones are never
         // dereferenced here: the kernel looks them up in the other process and fails if they are not there.
         let result = unsafe {
@@ -144,19 +138,41 @@ impl Target {
         source.0.advance(copied);
         copied
     }
-
-    fn io_vectors(&self, max: u64) -> Vec<libc::iovec> {
-        self.0
-            .pieces(max)
-            .take(MAX_PIECES)
-            .map(|(addr, len)| libc::iovec { iov_base: pointer(addr).cast(), iov_len: len as usize })
-            .collect()
-    }
 }
 
 impl Remote {
     pub(super) fn of(regions: &Arc<[Region]>) -> Self {
         Self(Cursor::new(Arc::clone(regions)))
+    }
+}
+
+/// The next pieces of a cursor, as system calls take them; those that follow each other directly are one. Made without
+/// an allocation: there is one for each 256 KiB of a stream.
+struct Vectors {
+    all: [libc::iovec; MAX_PIECES],
+    count: usize,
+}
+
+impl Vectors {
+    fn of(cursor: &Cursor, max: u64) -> Self {
+        let none = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+        let mut vectors = Self { all: [none; MAX_PIECES], count: 0 };
+        for (addr, len) in cursor.pieces(max) {
+            let len = len as usize;
+            match vectors.all[..vectors.count].last_mut() {
+                Some(last) if last.iov_base.addr() + last.iov_len == addr as usize => last.iov_len += len,
+                _ if vectors.count == MAX_PIECES => break,
+                _ => {
+                    vectors.all[vectors.count] = libc::iovec { iov_base: pointer(addr).cast(), iov_len: len };
+                    vectors.count += 1;
+                }
+            }
+        }
+        vectors
+    }
+
+    fn as_slice(&self) -> &[libc::iovec] {
+        &self.all[..self.count]
     }
 }
 
@@ -197,6 +213,26 @@ mod tests {
         }
         assert_eq!(from, to);
         assert_eq!(source.left(), 0);
+    }
+
+    #[test]
+    fn more_pieces_than_one_call_takes_follow_in_the_next_and_adjacent_ones_are_one() {
+        let mut from: Vec<u8> = (0..=255u8).cycle().take(4 * MAX_PIECES).collect();
+        let base = from.as_mut_ptr() as u64;
+        let region = |at: usize, len: u64| Region::new(crate::Device::CPU, base + at as u64, len).unwrap();
+        // Every second byte, and then the same in one piece for each two.
+        let apart: Arc<[Region]> = (0..2 * MAX_PIECES).map(|i| region(2 * i, 1)).collect();
+        let adjacent: Arc<[Region]> = (0..2 * MAX_PIECES).map(|i| region(i, 1)).collect();
+        assert_eq!(Vectors::of(&Cursor::new(Arc::clone(&apart)), u64::MAX).as_slice().len(), MAX_PIECES);
+        assert_eq!(Vectors::of(&Cursor::new(adjacent), u64::MAX).as_slice().len(), 1);
+        let mut to = [vec![0u8; 2 * MAX_PIECES]];
+        let mut target = Target::of(&regions(&mut to));
+        let mut remote = Remote::of(&apart);
+        let pid = std::process::id() as i32;
+        while target.left() > 0 {
+            assert_ne!(target.copy_from_process(pid, &mut remote, u64::MAX), Ok(0));
+        }
+        assert!(to[0].iter().enumerate().all(|(i, byte)| *byte == from[2 * i]));
     }
 
     #[test]
