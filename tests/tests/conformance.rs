@@ -35,6 +35,7 @@ connect_tests::for_each_transport!(
     operations_are_awaited_on_any_runtime,
     sixty_four_operations_from_many_tasks_share_one_connector,
     an_operation_begins_without_being_polled,
+    small_operations_do_not_wait_for_a_large_one,
     a_completed_offer_is_not_read_twice,
     what_does_not_fit_is_refused_by_name_and_the_memory_comes_back,
     memory_that_can_t_be_used_is_refused_by_name,
@@ -329,6 +330,22 @@ fn an_operation_begins_without_being_polled(lab: &Lab) -> Result<()> {
         Poll::Pending => futures_executor::block_on(pending)?,
     };
     assert_eq!(offer.cancel().wait().unwrap_err().category(), ErrorCategory::Cancelled);
+    Ok(())
+}
+
+/// A large copy is made in slices, and others have their turn in between.
+fn small_operations_do_not_wait_for_a_large_one(lab: &Lab) -> Result<()> {
+    let (connector, mut worker) = (lab.connector()?, lab.worker()?);
+    let (_, large) = worker.offer("readable", &[1 << 30], 1)?;
+    let small =
+        (0..5).map(|seed| Ok(worker.offer("readable", &[5000], seed)?.1)).collect::<Result<Vec<_>>>()?;
+    let large = connector.begin_read(&RdmaMetadata::from_json(&large)?, vec![0u8; 1 << 30]).wait()?;
+    for (document, seed) in small.iter().zip(0..) {
+        let read = connector.begin_read(&RdmaMetadata::from_json(document)?, vec![0u8; 5000]).wait()?;
+        pattern::check(&read.wait_for_completion().wait()?.memory, seed);
+        assert_ne!(large.status(), OperationStatus::Complete, "the large one went first");
+    }
+    pattern::check(&large.wait_for_completion().wait()?.memory, 1);
     Ok(())
 }
 
