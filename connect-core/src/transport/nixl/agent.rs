@@ -162,19 +162,24 @@ impl Generation {
 
     /// Loads a peer's checked blob, unless it is loaded already. `in_use` says that transfers with a peer of
     /// this name are in flight.
-    pub(super) fn load(&mut self, name: &str, blob: &[u8], in_use: bool) -> Result<(), TransportError> {
+    pub(super) fn load(
+        &mut self,
+        name: &str,
+        blob: &[u8],
+        in_use: impl Fn() -> bool,
+    ) -> Result<(), TransportError> {
         let is_known =
             self.peers.contains_key(name) || self.forgotten.contains(name) || self.stuck.contains(name);
         let fingerprint = self.fingerprints.of(blob);
         match self.peers.get(name) {
             Some(loaded) if loaded.blobs.contains(&fingerprint) => return Ok(()),
-            Some(loaded) if loaded.is_full() && !in_use => self.unload(name),
+            Some(loaded) if loaded.is_full() && !in_use() => self.unload(name),
             // Never out of use, so never to be unloaded: the next agent begins afresh.
             Some(loaded) if loaded.is_full() => drop(self.dirty_since.get_or_insert_with(Instant::now)),
             _ => {}
         }
         let loaded = match self.agent.load_remote_md(blob) {
-            Err(_) if is_known && !in_use => {
+            Err(_) if is_known && !in_use() => {
                 // The same name with other connection data: the peer restarted, and its predecessor's is
                 // dropped. While something is in flight with that, the error stands: it will fail soon, and
                 // then this can be tried again.

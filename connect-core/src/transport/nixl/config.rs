@@ -32,9 +32,9 @@ pub struct NixlConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NixlProgress {
-    /// The connector's driver thread. The default: a small read takes 20 to 30 us on two cores, and a process
-    /// with open offers uses about 1.5 % of a core while nothing happens. A peer that comes after a pause waits
-    /// for up to two milliseconds until this side looks.
+    /// The connector's driver thread. The default: a small read takes 20 to 30 us on two cores. What open offers cost
+    /// while nothing happens, and how long a peer that comes after a pause waits until this side looks, is a matter
+    /// of [`Polling`](crate::Polling).
     Driver,
     /// NIXL's own thread, which sleeps until something arrives and looks around at this interval besides; 10 ms
     /// is a good one. It answers the first peer after a pause at once, but it shares the cores with the driver

@@ -222,7 +222,7 @@ impl NixlTransport {
         if !self.transfers.values().any(is_posted) {
             let generation = self.generations.get_mut(&old).ok_or_else(unknown_transfer)?;
             generation.unload(&peer.name);
-            generation.load(&peer.name, &peer.blob, false)?;
+            generation.load(&peer.name, &peer.blob, || false)?;
             let step = self.transfers.get_mut(&id).ok_or_else(unknown_transfer)?.step(generation);
             if !matches!(&step, Err(error) if agent::is_unmade_request(error)) {
                 return step;
@@ -233,7 +233,7 @@ impl NixlTransport {
         self.current = None;
         let new = self.current_generation()?;
         let generation = self.generations.get_mut(&new).ok_or_else(unknown_transfer)?;
-        generation.load(&peer.name, &peer.blob, false)?;
+        generation.load(&peer.name, &peer.blob, || false)?;
         let moving = self.transfers.get_mut(&id).ok_or_else(unknown_transfer)?;
         generation.register(&moving.local)?;
         generation.live += 1;
@@ -246,13 +246,9 @@ impl NixlTransport {
         moving.step(generation)
     }
 
-    fn is_in_use(&self, name: &str) -> bool {
-        self.transfers.values().any(|moving| moving.state == Phase::InProgress && moving.peer.name == name)
-    }
-
     /// Forgets what is loaded of a peer, so that its successor's blob can be loaded.
     fn unload_unless_used(&mut self, name: &str) {
-        if !self.is_in_use(name) {
+        if !is_in_use(&self.transfers, name) {
             for generation in self.generations.values_mut() {
                 generation.unload(name);
             }
@@ -343,7 +339,7 @@ unsafe impl Transport for NixlTransport {
         }
         let (name, reach) = (agent.to_owned(), Reach::new(&regions));
         let current = self.current_generation()?;
-        let in_use = self.is_in_use(&name);
+        let in_use = || is_in_use(&self.transfers, &name);
         self.generations.get_mut(&current).ok_or_else(unknown_transfer)?.load(&name, blob, in_use)?;
         let id = PeerId(self.id());
         self.peers.insert(id, Rc::new(Peer { name: name.clone(), blob: blob.to_vec(), reach }));
@@ -363,9 +359,8 @@ unsafe impl Transport for NixlTransport {
         let peer = Rc::clone(self.peers.get(&transfer.peer).ok_or_else(unknown_transfer)?);
         check_covered(&peer, transfer.remote)?;
         let pieces = Pieces::new(transfer.local, transfer.remote, |remote| is_covered(&peer, remote));
-        let in_use = self.is_in_use(&peer.name);
         let generation = self.generations.get_mut(&current).ok_or_else(unknown_transfer)?;
-        generation.load(&peer.name, &peer.blob, in_use)?;
+        generation.load(&peer.name, &peer.blob, || is_in_use(&self.transfers, &peer.name))?;
         let local = joined(transfer.local);
         generation.register(&local)?;
         generation.live += 1;
@@ -489,6 +484,11 @@ fn check_covered(peer: &Peer, remote: &[Region]) -> Result<(), TransportError> {
             peer.name
         ))),
     }
+}
+
+/// Whether something is in flight with a peer of this name. Looks at all there is, so it is asked only when it matters.
+fn is_in_use(transfers: &HashMap<TransferId, Moving>, name: &str) -> bool {
+    transfers.values().any(|moving| moving.state == Phase::InProgress && moving.peer.name == name)
 }
 
 fn is_covered(peer: &Peer, region: &Region) -> bool {
