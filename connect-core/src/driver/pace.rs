@@ -155,7 +155,7 @@ impl Pace {
         match load {
             Load::None if self.event_driven => Pause::Park,
             _ if self.event_driven => Pause::Sleep(Duration::MAX),
-            Load::None if idle > LINGER => Pause::Sleep(IDLE_LOOK),
+            Load::None if idle > LINGER || !self.looks_on() => Pause::Sleep(IDLE_LOOK),
             load => {
                 let longest = if load == Load::Active { self.limits.active } else { self.limits.passive };
                 let sleep = self.sleep.min(longest);
@@ -184,9 +184,18 @@ impl Pace {
             (Polling::Latency, Load::None) => LINGER,
             (Polling::Latency, _) => Duration::MAX,
             (Polling::Balanced, _) if self.event_driven => EVENT_YIELD,
-            (_, Load::Active) => self.limits.yields,
-            (Polling::Balanced, _) if self.gain > 0 => self.limits.yields,
+            _ if self.looks_on() => self.limits.yields,
+            (_, Load::Active) => EVENT_YIELD,
             _ => Duration::ZERO,
+        }
+    }
+
+    /// Whether it looks without a pause for as long as its limits say.
+    fn looks_on(&self) -> bool {
+        match self.polling {
+            Polling::Latency => true,
+            Polling::Balanced => self.gain > 0,
+            Polling::Efficient => false,
         }
     }
 }
@@ -289,7 +298,7 @@ mod tests {
         for polling in [Polling::Latency, Polling::Balanced, Polling::Efficient] {
             let mut pace = Pace::new(false, polling);
             let start = Instant::now();
-            assert_ne!(pace.idle(Load::None, start), Pause::Sleep(IDLE_LOOK));
+            assert_eq!(pace.idle(Load::None, start) == Pause::Yield, polling != Polling::Efficient);
             assert_eq!(pace.idle(Load::None, start + LINGER * 2), Pause::Sleep(IDLE_LOOK));
             let mut pace = Pace::new(true, polling);
             pace.idle(Load::None, start);
