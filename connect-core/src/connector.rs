@@ -19,6 +19,7 @@ use crate::op::{
 use crate::stats::{self, Counters, Stats};
 use crate::transport::local::LocalConfig;
 use crate::transport::{INCARNATION_LEN, TransportContext, TransportError, TransportFactory};
+use crate::trial::Patience;
 use crate::wire::RdmaMetadata;
 use crate::{Region, SourceMemory, TargetMemory};
 
@@ -60,6 +61,23 @@ pub(crate) struct Core {
     transport: &'static str,
     backend: String,
     end: Arc<End>,
+    pub(crate) patience: Callers,
+}
+
+/// Whether callers that block look for their answers before they sleep.
+#[derive(Debug, Default)]
+pub(crate) struct Callers {
+    /// The driver's, which come at once unless something is connected to first.
+    pub(crate) opening: Patience,
+    acting: Patience,
+    offering: Patience,
+}
+
+impl Callers {
+    /// For the end of such an operation.
+    pub(crate) fn of(&self, name: OperationName) -> &Patience {
+        if name.is_passive() { &self.offering } else { &self.acting }
+    }
 }
 
 /// How long the last handle waits for the transport to close. A NIXL agent takes 10 ms, and a process that
@@ -311,6 +329,7 @@ impl Connector {
             transport: "stepped",
             backend: "stepped".to_owned(),
             end: Arc::new(End::new()),
+            patience: Callers::default(),
         };
         Self { core: Arc::new(core), deadline: Deadline::DEFAULT }
     }
@@ -469,6 +488,7 @@ impl ConnectorBuilder {
             transport: ready.transport,
             backend: ready.backend,
             end: ready.end,
+            patience: Callers::default(),
         };
         Ok(Connector { core: Arc::new(core), deadline: self.deadline })
     }

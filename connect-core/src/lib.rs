@@ -117,6 +117,7 @@ mod sync;
 mod task;
 mod tensors;
 pub mod transport;
+mod trial;
 pub mod wire;
 
 pub use connector::{Connector, ConnectorBuilder};

@@ -5,11 +5,11 @@
 //! it made a 4 KiB read over NIXL take 75 us instead of 20, for as long as the placement lasted. With a core of
 //! its own, yielding costs a system call of 0.3 us.
 //!
-//! Over a transport that can't wake it, whether it pays to look without a pause is tried out, as Linux does for
-//! virtual machines (its halt polling). It can't be judged from outside: over NIXL a peer's small read waits for this
-//! side to look, so where this side sleeps, the peer's next step takes long, and looking would seem to be in vain.
+//! Over a transport that can't wake it, whether it pays to look without a pause is tried out ([`Trial`]).
 
 use std::time::{Duration, Instant};
+
+use crate::trial::Trial;
 
 /// How a connector trades processor time for latency, see [`ConnectorBuilder::polling`].
 ///
@@ -69,16 +69,6 @@ const YIELD: Duration = Duration::from_micros(500);
 /// An event-driven transport is looked at for this long before the thread sleeps: the next frame of an
 /// exchange comes after 5 to 20 us, and a sleep in between costs more than that.
 const EVENT_YIELD: Duration = Duration::from_micros(30);
-/// A look of [`YIELD`] in vain costs as much as eight sleeps that were avoided gain.
-const HIT: u32 = 1;
-const MISS: u32 = 8;
-/// Enough for two looks in vain among many that were not.
-const BEST: u32 = 16;
-/// And what a trial begins with: the first look in vain ends it.
-const TRIAL: u32 = 4;
-/// How many waits are slept through before the next trial. At 1,000 operations a second, where it fails, it costs
-/// 1 % of a core.
-const BETWEEN_TRIALS: u32 = 128;
 /// The first sleep. Linux adds about 50 us of timer slack to any sleep, so less would change little.
 const FIRST_SLEEP: Duration = Duration::from_micros(50);
 /// After the last operation the driver looks on for a moment, because the next one often follows at once.
@@ -114,32 +104,25 @@ pub(crate) struct Pace {
     limits: Limits,
     /// When this wait began, and for what.
     idle_since: Option<(Instant, Load)>,
-    /// What looking gained lately, less what it cost; at zero the driver sleeps instead.
-    gain: u32,
-    /// Waits since then.
-    slept_through: u32,
+    trial: Trial,
     sleep: Duration,
 }
 
 impl Pace {
     /// `event_driven` transports wake the driver themselves, so it may sleep at once.
     pub(crate) fn new(event_driven: bool, polling: Polling) -> Self {
-        Self {
-            event_driven,
-            polling,
-            limits: polling.limits(),
-            idle_since: None,
-            gain: TRIAL,
-            slept_through: 0,
-            sleep: FIRST_SLEEP,
+        let mut limits = polling.limits();
+        if event_driven && polling == Polling::Balanced {
+            limits.yields = EVENT_YIELD;
         }
+        Self { event_driven, polling, limits, idle_since: None, trial: Trial::default(), sleep: FIRST_SLEEP }
     }
 
     /// Something happened in this round.
     pub(crate) fn busy(&mut self, now: Instant) {
         // How long own transfers take says nothing about when the next one comes.
         if let Some((since, Load::Passive | Load::None)) = self.idle_since {
-            self.learn(now.saturating_duration_since(since) < self.limits.yields);
+            self.trial.learn(now.saturating_duration_since(since) < self.limits.yields);
         }
         self.idle_since = None;
         self.sleep = FIRST_SLEEP;
@@ -165,25 +148,10 @@ impl Pace {
         }
     }
 
-    /// A wait for others is over.
-    fn learn(&mut self, was_short: bool) {
-        if self.gain == 0 {
-            self.slept_through += 1;
-            if self.slept_through == BETWEEN_TRIALS {
-                (self.gain, self.slept_through) = (TRIAL, 0);
-            }
-        } else if was_short {
-            self.gain = (self.gain + HIT).min(BEST);
-        } else {
-            self.gain = self.gain.saturating_sub(MISS);
-        }
-    }
-
     fn yields_for(&self, load: Load) -> Duration {
         match (self.polling, load) {
             (Polling::Latency, Load::None) => LINGER,
             (Polling::Latency, _) => Duration::MAX,
-            (Polling::Balanced, _) if self.event_driven => EVENT_YIELD,
             _ if self.looks_on() => self.limits.yields,
             (_, Load::Active) => EVENT_YIELD,
             _ => Duration::ZERO,
@@ -194,7 +162,7 @@ impl Pace {
     fn looks_on(&self) -> bool {
         match self.polling {
             Polling::Latency => true,
-            Polling::Balanced => self.gain > 0,
+            Polling::Balanced => self.trial.pays(),
             Polling::Efficient => false,
         }
     }
@@ -235,47 +203,23 @@ mod tests {
 
     #[test]
     fn peers_are_yielded_to_only_while_that_pays() {
-        let mut far_and_wide = vec![40; 20];
-        far_and_wide.push(5000);
-        for waits in [&[40][..], &[20, 70, 30], &far_and_wide] {
-            let (mut pace, now) = used_to(Polling::Balanced, false, waits);
-            assert_eq!(pace.idle(Load::Passive, now), Pause::Yield, "{waits:?}");
-        }
-        // A thousand operations a second: one wait in two is long.
-        for waits in [&[1000][..], &[70, 900], &[40, 40, 40, 2000]] {
-            let (mut pace, mut now) = used_to(Polling::Balanced, false, waits);
-            let mut yielded = 0;
-            for wait in waits.iter().cycle().take(1000) {
-                yielded += u32::from(pace.idle(Load::Passive, now) == Pause::Yield);
-                now += Duration::from_micros(*wait);
-                pace.busy(now);
-            }
-            assert!(yielded <= 1000 / 25, "{waits:?}: {yielded}");
-        }
-    }
-
-    #[test]
-    fn a_peer_that_waits_for_this_side_is_found_out() {
-        let (mut pace, mut now) = used_to(Polling::Balanced, false, &[5000]);
-        // It answers after 20 us if this side looks, and after 200 where it sleeps.
-        for _ in 0..2 * BETWEEN_TRIALS {
-            let looks = pace.idle(Load::Passive, now) == Pause::Yield;
-            now += Duration::from_micros(if looks { 20 } else { 200 });
-            pace.busy(now);
-        }
+        let (mut pace, now) = used_to(Polling::Balanced, false, &[20, 70, 30]);
         assert_eq!(pace.idle(Load::Passive, now), Pause::Yield);
+        // A thousand operations a second: one wait in two is long.
+        let (mut pace, now) = used_to(Polling::Balanced, false, &[70, 900]);
+        assert!(matches!(pace.idle(Load::Passive, now), Pause::Sleep(_)));
     }
 
     #[test]
     fn own_transfers_do_not_count_as_waiting_for_peers() {
         let (mut pace, mut now) = used_to(Polling::Balanced, false, &[5000]);
-        let before = (pace.gain, pace.slept_through);
+        let before = pace.trial.clone();
         for _ in 0..50 {
             pace.idle(Load::Active, now);
             now += Duration::from_micros(20);
             pace.busy(now);
         }
-        assert_eq!((pace.gain, pace.slept_through), before);
+        assert_eq!(pace.trial, before);
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl<T, E> Pending<T, E> {
             State::Ready(result) => result.expect("not polled to its end before"),
             State::Waiting { handle, opened, ended } => {
                 let handle = handle.expect("not polled to its end before");
-                match handle.info.slot.wait_first() {
+                match handle.info.slot.wait_first(&handle.core.patience.opening) {
                     First::Opened(facts) => Ok(opened(handle, facts)),
                     First::Ended(outcome) => Err(ended(outcome)),
                 }
@@ -170,7 +170,8 @@ impl<T, E> Completion<T, E> {
     /// # Errors
     /// Why the operation failed, was cancelled, or missed its deadline.
     pub fn wait(self) -> Result<T, E> {
-        (self.finish)(self.handle.info.slot.wait_outcome())
+        let Handle { info, core } = &self.handle;
+        (self.finish)(info.slot.wait_outcome(core.patience.of(info.name)))
     }
 }
 

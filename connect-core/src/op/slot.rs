@@ -11,13 +11,14 @@ use super::{OperationStatus, Report};
 use crate::error::Error;
 use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::trial::Patience;
 use crate::wire::RdmaMetadata;
 
 #[cfg(all(test, loom))]
 mod loom;
 
-/// How long a blocking wait looks for its answer before it sleeps. A small transfer takes 15 to 40 us; being
-/// woken from a sleep costs another 20 to 30 on a virtual machine whose core went idle meanwhile. While it
+/// How long a blocking wait looks for its answer before it sleeps, while that pays. A small transfer takes 15 to 40 us;
+/// being woken from a sleep costs another 20 to 30 on a virtual machine whose core went idle meanwhile. While it
 /// looks it yields, so that a driver that shares its core goes first.
 const YIELD: Duration = Duration::from_micros(100);
 
@@ -127,12 +128,12 @@ impl Slot {
         self.poll(cx, |answers| answers.outcome.take())
     }
 
-    pub(crate) fn wait_first(&self) -> First {
-        self.wait(Answers::take_first)
+    pub(crate) fn wait_first(&self, patience: &Patience) -> First {
+        self.wait(patience, Answers::take_first)
     }
 
-    pub(crate) fn wait_outcome(&self) -> Outcome {
-        self.wait(|answers| answers.outcome.take())
+    pub(crate) fn wait_outcome(&self, patience: &Patience) -> Outcome {
+        self.wait(patience, |answers| answers.outcome.take())
     }
 
     fn poll<T>(&self, cx: &mut Context<'_>, take: impl Fn(&mut Answers) -> Option<T>) -> Poll<T> {
@@ -147,11 +148,15 @@ impl Slot {
         Poll::Pending
     }
 
-    fn wait<T>(&self, take: impl Fn(&mut Answers) -> Option<T>) -> T {
-        // Loom knows no time, and would try every length of this loop.
-        let (began, patience) = (Instant::now(), if cfg!(all(test, loom)) { Duration::ZERO } else { YIELD });
-        while began.elapsed() < patience {
+    fn wait<T>(&self, patience: &Patience, take: impl Fn(&mut Answers) -> Option<T>) -> T {
+        if let Some(answer) = take(&mut self.lock()) {
+            return answer;
+        }
+        // Loom knows no time, and would try every length of the first loop.
+        let (began, looks) = (Instant::now(), patience.pays() && !cfg!(all(test, loom)));
+        while looks && began.elapsed() < YIELD {
             if let Some(answer) = take(&mut self.lock()) {
+                patience.learn(true);
                 return answer;
             }
             thread::yield_now();
@@ -159,6 +164,8 @@ impl Slot {
         let mut answers = self.lock();
         loop {
             if let Some(answer) = take(&mut answers) {
+                drop(answers);
+                patience.learn(began.elapsed() < YIELD);
                 return answer;
             }
             answers = self.changed.wait(answers).unwrap_or_else(PoisonError::into_inner);

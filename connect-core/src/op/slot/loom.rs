@@ -10,6 +10,7 @@ use loom::thread;
 use super::{First, Opened, Outcome, Slot};
 use crate::error::Error;
 use crate::op::OperationStatus;
+use crate::trial::Patience;
 
 struct Bell(Notify);
 
@@ -66,8 +67,8 @@ fn loom_p2_a_caller_that_blocks_is_woken_for_both_answers() {
             let slot = Arc::clone(&slot);
             move || open_then_settle(&slot)
         });
-        assert!(matches!(slot.wait_first(), First::Opened(_)));
-        assert!(slot.wait_outcome().memory.is_some());
+        assert!(matches!(slot.wait_first(&Patience::default()), First::Opened(_)));
+        assert!(slot.wait_outcome(&Patience::default()).memory.is_some());
         driver.join().unwrap();
     });
 }
