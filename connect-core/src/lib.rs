@@ -112,6 +112,7 @@ pub mod layout;
 mod memory;
 mod op;
 pub mod original;
+pub mod pool;
 mod stats;
 mod sync;
 mod task;
@@ -130,6 +131,7 @@ pub use op::{
     Completion, OperationKind, OperationName, OperationStatus, Pending, ReadOperation, ReadableOperation,
     Received, Report, WritableOperation, WriteOperation,
 };
+pub use pool::{Slab, Slot};
 pub use stats::Stats;
 pub use task::{Task, Wait};
 pub use tensors::{NamedTensors, ReadableTensor, ReadableTensors};

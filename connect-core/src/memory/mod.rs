@@ -49,4 +49,21 @@ pub unsafe trait SourceMemory: Send + Sync + 'static {
 pub unsafe trait TargetMemory: Send + 'static {
     /// The contiguous pieces, in the order in which the incoming bytes fill them.
     fn regions(&mut self) -> Vec<Region>;
+
+    /// The first `bytes` bytes, for an operation that may fill less than all
+    /// ([`Connector::begin_read_into`](crate::Connector::begin_read_into)). What is said of
+    /// [`regions`](Self::regions) holds for it as well. Memory with a length of its own sets it to this.
+    ///
+    /// # Errors
+    /// [`MemoryError::TooSmall`], [`MemoryError::NotContiguous`] when this is not one piece, or no memory at all.
+    fn beginning(&mut self, bytes: u64) -> Result<Region, MemoryError> {
+        match self.regions()[..] {
+            [] => Err(MemoryError::Empty),
+            [region] if bytes > region.len() => {
+                Err(MemoryError::TooSmall { needed: bytes, room: region.len() })
+            }
+            [region] => region.slice(0..bytes),
+            ref several => Err(MemoryError::NotContiguous { count: several.len() }),
+        }
+    }
 }

@@ -124,11 +124,29 @@ pub enum MemoryError {
         /// Bytes there are.
         len: u64,
     },
-    /// A descriptor was asked of memory that is not one contiguous piece.
-    #[error("the memory has {count} separate pieces; describe them one by one (`Descriptor::list`)")]
+    /// One contiguous piece of memory is needed, and this is not one.
+    #[error(
+        "the memory has {count} separate pieces where one is needed; describe them one by one (`Descriptor::list`)"
+    )]
     NotContiguous {
         /// How many pieces there are.
         count: usize,
+    },
+    /// What is to be put into a piece of memory is larger than it.
+    #[error("{needed} bytes do not fit into {room}; use larger memory")]
+    TooSmall {
+        /// Bytes there are to be put into it.
+        needed: u64,
+        /// Bytes it has.
+        room: u64,
+    },
+    /// The system gave no memory.
+    #[error("no memory of {bytes} bytes: {reason}")]
+    Exhausted {
+        /// Bytes that were asked for.
+        bytes: u64,
+        /// What the system said.
+        reason: String,
     },
     /// Two targets of one operation share bytes.
     #[error("targets {first} and {second} of one operation overlap")]

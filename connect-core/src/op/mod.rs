@@ -100,7 +100,7 @@ impl fmt::Display for OperationStatus {
     }
 }
 
-/// Which of the four operations, or one of the two requests that move nothing.
+/// Which of the four operations, or one of the requests that move nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OperationName {
@@ -114,6 +114,10 @@ pub enum OperationName {
     Write,
     /// Gets to know a peer.
     Connect,
+    /// Registers memory for many operations.
+    Register,
+    /// Waits for a slot of a slab.
+    Take,
     /// Ends the connector.
     ShutDown,
 }
@@ -128,8 +132,10 @@ impl OperationName {
     pub(crate) const fn kind(self) -> OperationKind {
         match self {
             Self::Writable | Self::Write => OperationKind::Write,
-            // The last two move nothing.
-            Self::Readable | Self::Read | Self::Connect | Self::ShutDown => OperationKind::Read,
+            // The last four move nothing.
+            Self::Readable | Self::Read | Self::Connect | Self::Register | Self::Take | Self::ShutDown => {
+                OperationKind::Read
+            }
         }
     }
 }
@@ -142,6 +148,8 @@ impl fmt::Display for OperationName {
             Self::Read => "read",
             Self::Write => "write",
             Self::Connect => "connect",
+            Self::Register => "register",
+            Self::Take => "take",
             Self::ShutDown => "shutdown",
         })
     }
