@@ -184,14 +184,16 @@ pub enum MemoryError {
 /// 16,384 tokens in blocks of 16 over 64 layers. Longer ones are handed off in several operations.
 pub const MAX_DESCRIPTORS: usize = 65_536;
 
-/// The same memory in as few regions as its order allows: those that follow each other directly are joined.
+/// The same memory in as few regions as its order allows: those that follow each other directly are joined, where
+/// `is_one` says so of both together.
 #[cfg(feature = "nixl")]
-pub(crate) fn joined(regions: &[Region]) -> Vec<Region> {
+pub(crate) fn joined(regions: &[Region], is_one: impl Fn(&Region) -> bool) -> Vec<Region> {
     let mut all: Vec<Region> = Vec::new();
     for region in regions {
-        match all.last_mut().and_then(|last| last.joined(region).map(|both| *last = both)) {
-            Some(()) => {}
-            None => all.push(*region),
+        let both = all.last().and_then(|last| last.joined(region)).filter(&is_one);
+        match (all.last_mut(), both) {
+            (Some(last), Some(both)) => *last = both,
+            _ => all.push(*region),
         }
     }
     all
@@ -263,9 +265,10 @@ mod tests {
         let gpu = Region::new(Device::cuda(0), 130, 5).unwrap();
         let apart = [region(100, 10), region(110, 20), gpu, region(130, 5), region(130, 5), region(90, 10)];
         let expected = [region(100, 30), gpu, region(130, 5), region(130, 5), region(90, 10)];
-        assert_eq!(joined(&apart), expected);
+        assert_eq!(joined(&apart, |_| true), expected);
+        assert_eq!(joined(&apart, |both| both.len() != 30), apart);
         let last = region(u64::MAX - 4, 4);
-        assert_eq!(joined(&[region(u64::MAX - 8, 4), last]), [region(u64::MAX - 8, 8)]);
+        assert_eq!(joined(&[region(u64::MAX - 8, 4), last], |_| true), [region(u64::MAX - 8, 8)]);
     }
 
     #[test]
