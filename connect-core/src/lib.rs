@@ -128,8 +128,8 @@ pub use dtype::{DType, ParseDTypeError};
 pub use error::{Cancellation, Context, Error, ErrorCategory, Failed, Recovered};
 pub use memory::{Descriptor, DescriptorMut, MemoryError, Region, SourceMemory, TargetMemory};
 pub use op::{
-    Completion, OperationKind, OperationName, OperationStatus, Pending, ReadOperation, ReadableOperation,
-    Received, Report, WritableOperation, WriteOperation,
+    All, Completion, FanOut, OperationKind, OperationName, OperationStatus, Pending, ReadOperation,
+    ReadableOperation, Received, Report, WritableOperation, WriteOperation,
 };
 pub use pool::{Slab, Slot};
 pub use stats::Stats;

@@ -1,6 +1,7 @@
 //! The four operations: their vocabulary here, their handles and their state machine in the modules below.
 
 mod active;
+mod fan_out;
 mod passive;
 pub(crate) mod pending;
 pub(crate) mod slot;
@@ -10,6 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use active::{ReadOperation, WriteOperation};
+pub use fan_out::{All, FanOut};
 pub use passive::{ReadableOperation, WritableOperation};
 pub use pending::{Completion, Pending};
 
