@@ -109,12 +109,13 @@ fn memory_larger_than_the_offer_is_filled_from_its_beginning(lab: &Lab) -> Resul
     let metadata = sent(offer.metadata())?;
 
     // What is too small or in pieces comes back, and the peer has not heard of it.
-    let failed = b.begin_read_into(&metadata, vec![0u8; 999]).wait().unwrap_err();
+    let failed = b.begin_read_into(&metadata, vec![0u8; 999]).wait().expect_err("it is too small");
     let Error::Memory(MemoryError::TooSmall { needed: 1000, room: 999 }) = failed.error else {
         panic!("{failed:?}");
     };
     assert!(matches!(failed.memory, Recovered::Returned(ref memory) if memory.len() == 999));
-    let failed = b.begin_read_into(&metadata, memory::targets(&[700, 400])?).wait().unwrap_err();
+    let failed =
+        b.begin_read_into(&metadata, memory::targets(&[700, 400])?).wait().expect_err("it is in pieces");
     let Error::Memory(MemoryError::NotContiguous { count: 2 }) = failed.error else { panic!("{failed:?}") };
     assert_eq!(b.stats().started, 0);
 
@@ -127,7 +128,8 @@ fn memory_larger_than_the_offer_is_filled_from_its_beginning(lab: &Lab) -> Resul
 
     // The direction is looked at as ever.
     let writable = a.create_writable(vec![0u8; 10]).wait()?;
-    let failed = b.begin_read_into(writable.metadata(), vec![0u8; 100]).wait().unwrap_err();
+    let failed =
+        b.begin_read_into(writable.metadata(), vec![0u8; 100]).wait().expect_err("it is not to be read");
     assert!(matches!(failed.error, Error::Metadata(_)), "{failed:?}");
     Ok(())
 }
