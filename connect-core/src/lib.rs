@@ -49,6 +49,8 @@
 //! | [`TensorEnvelope`] | the document with names, element types and shapes around it |
 //! | [`SourceMemory`], [`TargetMemory`] | what may be read from, and written to: owned, at a stable address |
 //! | [`Descriptor`], [`DescriptorMut`] | one contiguous piece of such memory; a list of them is one operation |
+//! | [`Slab`], [`Slot`] | memory that is registered once and used piece by piece: [`pool`] |
+//! | [`FanOut`] | one memory for several readers, each with a document and an answer of its own |
 //! | [`Pending`], [`Completion`] | the two answers of an operation: it is open, it has ended |
 //! | [`Deadline`] | when an operation must have ended; 30 s unless set |
 //! | [`Error`], [`Failed`] | why it failed, whose side that is on, and what became of the memory |

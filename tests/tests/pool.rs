@@ -22,6 +22,7 @@ connect_tests::for_each_transport!(
     p1_slots_of_a_killed_peer_come_back_when_nobody_touches_them,
     p1_a_slab_dropped_while_its_slots_are_out_serves_them_to_the_end,
     p7_an_answer_for_one_slot_counts_for_no_other,
+    p1_p8_documents_of_a_dropped_slab_end_before_its_memory_does,
 );
 
 /// A transfer of this size is in flight for a while.
@@ -304,4 +305,33 @@ fn p7_an_answer_for_one_slot_counts_for_no_other(lab: &Lab) -> Result<()> {
     b.begin_write(pattern::bytes(1000, 1), first.metadata()).wait()?.wait_for_completion().wait()?;
     pattern::check(&first.wait_for_completion().wait().context("its own")?.memory, 1);
     Ok(())
+}
+
+/// Over NIXL whoever has a document can use it again while its agent lives. So the agent ends first, and then the
+/// memory: it could be somebody else's by then, and over TCP a read of what was unmapped ends the process.
+fn p1_p8_documents_of_a_dropped_slab_end_before_its_memory_does(lab: &Lab) -> Result<()> {
+    let (a, b) = lab.pair()?;
+    // One that no peer has heard of goes at once.
+    let unused = a.slab(1, 1 << 20).wait()?;
+    drop((unused.try_take(), unused));
+    let slab = a.slab(2, 5000).wait()?;
+    let parked = || (a.stats().parked, a.stats().parked_bytes);
+    assert_eq!(parked(), (0, 0));
+    let bytes = slab.region().len();
+    let offer = a.create_readable(filled(&slab, 5000, 1)?).wait()?;
+    let metadata = sent(offer.metadata())?;
+    b.begin_read(&metadata, vec![0u8; 5000]).wait()?.wait_for_completion().wait()?;
+    offer.wait_for_completion().wait()?;
+    assert_eq!(slab.free(), 2, "completed is completed");
+
+    drop(slab);
+    if lab.is_nixl() {
+        assert!(eventually(PATIENCE, || parked() == (1, bytes)), "{:?}", a.stats());
+    }
+    assert!(eventually(PATIENCE, || parked() == (0, 0)), "{:?}", a.stats());
+    let again = b.with_deadline(Duration::from_secs(10)).begin_read(&metadata, vec![0u8; 5000]);
+    let again = again.wait().and_then(|operation| operation.wait_for_completion().wait());
+    ensure!(again.is_err(), "it was read after its end");
+    let (fresh, inbox) = (a.slab(1, 1000).wait()?, b.slab(1, 1000).wait()?);
+    serves(&a, &fresh, &b, &inbox)
 }

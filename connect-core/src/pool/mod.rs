@@ -8,6 +8,7 @@
 //! | send many payloads from memory that stays registered | [`Slab::take`], fill it, [`create_readable`](crate::Connector::create_readable) or [`begin_write`](crate::Connector::begin_write) |
 //! | receive payloads of any size up to a slot's | [`begin_read_into`](crate::Connector::begin_read_into) with a slot |
 //! | have senders push, at the pace of the receiver | [`Slab::receive`]: the receiver hands out slots, the sender writes |
+//! | let several peers read one payload | [`fan_out`](crate::Connector::fan_out) with a slot |
 //!
 //! # What is done once
 //! The slab is registered when it is made. After that an operation over its slots registers nothing, its document's

@@ -15,9 +15,9 @@ use crate::{MemoryError, Region};
 
 /// Memory that is registered once and used piece by piece. Made by [`Connector::slab`].
 ///
-/// [`try_take`](Self::try_take) and [`take`](Self::take) hand out its [`Slot`]s, which come back by themselves: when
-/// they are dropped, or when the operation that owns them is over. A slot whose operation was given up before it was
-/// quiet comes back when it is (P1), however the operation ended.
+/// [`try_take`](Self::try_take) and [`take`](Self::take) hand out its [`Slot`]s, which come back by themselves when
+/// they are dropped. An operation that was given a slot drops it when it has ended and was awaited, or is dropped
+/// itself; if it ended before its memory was quiet, the slot comes back when it is (P1).
 ///
 /// Clones share the slots. A slab keeps its connector; its memory lives until the last slot is back and no peer can
 /// reach it any more. The module's docs say what that means over NIXL, and who can see which bytes.
