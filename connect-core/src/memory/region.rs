@@ -140,6 +140,14 @@ pub enum MemoryError {
         /// Bytes it has.
         room: u64,
     },
+    /// Memory that is filled whole or not at all was to be filled in part.
+    #[error("this memory takes {room} bytes or none, and there are {needed}; use a plain buffer or a slot")]
+    AllOrNothing {
+        /// Bytes there are to be put into it.
+        needed: u64,
+        /// Bytes it has.
+        room: u64,
+    },
     /// The system gave no memory.
     #[error("no memory of {bytes} bytes: {reason}")]
     Exhausted {

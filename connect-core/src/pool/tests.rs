@@ -75,6 +75,14 @@ fn the_beginning_of_memory_is_taken_if_it_is_one_piece_and_large_enough() {
     assert_eq!(Vec::<u8>::new().beginning(1), Err(MemoryError::Empty));
     let part = || crate::DescriptorMut::new(vec![0u8; 4]).unwrap();
     assert_eq!(vec![part(), part()].beginning(1), Err(MemoryError::NotContiguous { count: 2 }));
+    let mut descriptor = part();
+    assert_eq!([3, 4].map(|bytes| descriptor.beginning(bytes).unwrap().len()), [3, 4]);
+
+    // Memory of another kind may count on every byte having been written.
+    let mut several = vec![part()];
+    assert_eq!(several.beginning(4), Ok(several[0].region()));
+    assert_eq!(several.beginning(3), Err(MemoryError::AllOrNothing { needed: 3, room: 4 }));
+    assert_eq!(several.beginning(5), Err(MemoryError::TooSmall { needed: 5, room: 4 }));
 
     let slab = slab(1, 10);
     let mut slot = slab.try_take().unwrap();

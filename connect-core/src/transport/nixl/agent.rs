@@ -17,7 +17,7 @@ use nixl_sys::{
 use super::blob;
 use super::config::{NixlConfig, NixlProgress};
 use super::counted::Counted;
-use super::kept::Kept;
+use super::kept::{Kept, Standings};
 use crate::fingerprint::{Fingerprint, Fingerprints};
 use crate::stats::{self, Counters};
 use crate::transport::TransportError;
@@ -28,7 +28,7 @@ pub(super) struct Generation {
     /// Memory that is registered, which deregisters when dropped.
     registrations: Counted<Region, RegistrationHandle>,
     /// Memory that stays registered when no operation uses it, and what could not be.
-    kept: HashMap<Region, Standing>,
+    kept: Standings<RegistrationHandle>,
     /// The blobs of such memory: they stay the same.
     blobs: HashMap<Vec<Region>, Vec<u8>>,
     counters: Arc<Counters>,
@@ -51,17 +51,6 @@ pub(super) struct Generation {
     pub(super) dirty_since: Option<Instant>,
     created: Instant,
 }
-
-/// A registration that outlives operations.
-struct Standing {
-    handle: Result<RegistrationHandle, (TransportError, Instant)>,
-    /// A peer may have been told of it.
-    described: bool,
-}
-
-/// How long a registration that failed is not tried again. What it fails for, such as a limit on locked memory, takes
-/// a person to change, and finding that out takes as long as registering.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Blobs that are kept. An operation over slots of one slab needs one, and more are for slots of several.
 const MAX_KEPT_BLOBS: usize = 64;
@@ -113,7 +102,7 @@ impl Generation {
         let incoming = NotificationMap::new().map_err(engine("createNotifMap"))?;
         Ok(Self {
             registrations: Counted::default(),
-            kept: HashMap::new(),
+            kept: Standings::default(),
             blobs: HashMap::new(),
             counters,
             peers: HashMap::new(),
@@ -169,30 +158,18 @@ impl Generation {
         Ok(())
     }
 
-    /// Registers memory that stays registered in this agent, unless it is. A failure is remembered for a while.
+    /// Registers memory that stays registered in this agent, unless it is.
     pub(super) fn keep(&mut self, region: Region) -> Result<(), TransportError> {
-        match self.kept.get(&region).map(|standing| &standing.handle) {
-            Some(Ok(_)) => {
-                self.count(true);
-                return Ok(());
-            }
-            Some(Err((error, since))) if since.elapsed() < RETRY_AFTER => return Err(error.clone()),
-            _ => {}
-        }
-        let made = register_memory(&self.agent, &self.backend, region);
-        let result = made.as_ref().map(drop).map_err(Clone::clone);
-        let handle = made.map_err(|error| (error, Instant::now()));
-        self.kept.insert(region, Standing { handle, described: false });
-        if result.is_ok() {
-            self.count(false);
-        }
-        result
+        let (agent, backend) = (&self.agent, &self.backend);
+        let hit = self.kept.ensure(region, Instant::now(), || register_memory(agent, backend, region))?;
+        self.count(hit);
+        Ok(())
     }
 
     /// Deregisters memory that was kept. Says whether a peer may have been told of it.
     pub(super) fn give_up(&mut self, region: &Region) -> bool {
         self.blobs.retain(|regions, _| !regions.contains(region));
-        self.kept.remove(region).is_some_and(|standing| standing.described)
+        self.kept.remove(region)
     }
 
     fn count(&self, hit: bool) {
@@ -207,21 +184,18 @@ impl Generation {
     /// The blob that lets a peer reach these registered regions, and no others (P8). NIXL describes what was
     /// registered and no part of it, so a region in memory that is kept brings all of that.
     pub(super) fn describe(&mut self, kept: &Kept, regions: &[Region]) -> Result<Vec<u8>, TransportError> {
-        let wholes: Vec<Option<Region>> = regions.iter().map(|region| kept.around(region)).collect();
-        let mut registered: Vec<Region> = Vec::with_capacity(regions.len());
-        let mut seen = HashSet::new();
-        for (whole, region) in wholes.iter().zip(regions) {
-            match whole {
+        if kept.is_empty() {
+            return self.describe_anew(regions);
+        }
+        let (mut registered, mut seen) = (Vec::with_capacity(regions.len()), HashSet::new());
+        for region in regions {
+            match kept.around(region) {
                 None => registered.push(*region),
-                Some(whole) if seen.insert(*whole) => registered.push(*whole),
+                Some(whole) if seen.insert(whole) => registered.push(whole),
                 Some(_) => {}
             }
         }
-        for whole in &seen {
-            if let Some(standing) = self.kept.get_mut(whole) {
-                standing.described = true;
-            }
-        }
+        seen.iter().for_each(|whole| self.kept.describe(whole));
         if seen.len() < registered.len() {
             return self.describe_anew(&registered);
         }

@@ -1,9 +1,11 @@
-//! [`Kept`]: memory that is registered for longer than one operation, by range.
+//! Memory that is registered for longer than one operation: its ranges ([`Kept`]), and what became of each in one
+//! agent ([`Standings`]).
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
 
 use crate::memory::joined;
-use crate::transport::RegistrationId;
+use crate::transport::{RegistrationId, TransportError};
 use crate::{Device, Region};
 
 /// Ranges that do not overlap. Each agent registers one of them when an operation first needs it there.
@@ -41,6 +43,10 @@ impl Kept {
         last.is_none_or(|(_, kept)| kept.contains(region) || !kept.overlaps(region))
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
     /// The range that holds all of `region`.
     pub(super) fn around(&self, region: &Region) -> Option<Region> {
         let (_, before) = self.by_start.range(..=(region.device(), region.addr())).next_back()?;
@@ -48,9 +54,85 @@ impl Kept {
     }
 }
 
+/// How long a registration that failed is not tried again. What it fails for, such as a limit on locked memory, takes
+/// a person to change, and finding that out takes as long as registering.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What became of each range in one agent. `V` is what NIXL gave for it, and deregisters when it is dropped.
+#[derive(Debug)]
+pub(super) struct Standings<V>(HashMap<Region, Standing<V>>);
+
+#[derive(Debug)]
+struct Standing<V> {
+    made: Result<V, (TransportError, Instant)>,
+    /// A peer may have been told of it.
+    described: bool,
+}
+
+impl<V> Default for Standings<V> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<V> Standings<V> {
+    /// Makes what is not there, and remembers a failure for a while. Says whether it was there.
+    pub(super) fn ensure(
+        &mut self,
+        region: Region,
+        now: Instant,
+        make: impl FnOnce() -> Result<V, TransportError>,
+    ) -> Result<bool, TransportError> {
+        match self.0.get(&region).map(|standing| &standing.made) {
+            Some(Ok(_)) => return Ok(true),
+            Some(Err((error, since))) if now.saturating_duration_since(*since) < RETRY_AFTER => {
+                return Err(error.clone());
+            }
+            _ => {}
+        }
+        let made = make();
+        let result = made.as_ref().map(|_| false).map_err(Clone::clone);
+        let made = made.map_err(|error| (error, now));
+        self.0.insert(region, Standing { made, described: false });
+        result
+    }
+
+    /// A document with that range is made.
+    pub(super) fn describe(&mut self, region: &Region) {
+        if let Some(standing) = self.0.get_mut(region) {
+            standing.described = true;
+        }
+    }
+
+    /// Gives it up. Says whether a peer may have been told of it.
+    pub(super) fn remove(&mut self, region: &Region) -> bool {
+        self.0.remove(region).is_some_and(|standing| standing.described)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_there_is_not_made_again_and_what_failed_not_at_once() {
+        let (mut standings, now) = (Standings::default(), Instant::now());
+        let (good, bad) = (region(100, 1), region(200, 1));
+        let full = || TransportError::Resource { what: "registering", reason: "full".to_owned() };
+        assert_eq!(standings.ensure(good, now, || Ok(())), Ok(false));
+        assert_eq!(standings.ensure(good, now, || unreachable!()), Ok(true));
+
+        assert_eq!(standings.ensure(bad, now, || Err(full())), Err(full()));
+        let soon = now + RETRY_AFTER - Duration::from_millis(1);
+        assert_eq!(standings.ensure(bad, soon, || unreachable!()), Err(full()), "the same, and at once");
+        assert_eq!(standings.ensure(bad, now + RETRY_AFTER, || Ok(())), Ok(false), "later it may succeed");
+        assert_eq!(standings.ensure(bad, now + RETRY_AFTER, || unreachable!()), Ok(true));
+
+        standings.describe(&good);
+        assert!(standings.remove(&good) && !standings.remove(&good) && !standings.remove(&bad));
+        assert_eq!(standings.ensure(good, now, || Ok(())), Ok(false), "what was given up is made anew");
+        assert!(!standings.remove(&good), "and nobody was told of it");
+    }
 
     fn region(addr: u64, len: u64) -> Region {
         Region::new(Device::CPU, addr, len).unwrap()
