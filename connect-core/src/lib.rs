@@ -89,7 +89,7 @@
 //! | P5 | a malformed or incompatible peer is refused before an address is used | the codecs in [`wire`], and each transport's own reader of its blob | `p5_a_blob_cut_anywhere_is_refused` and its neighbours, `wire/*/tests.rs` |
 //! | P6 | errors never collapse | [`Error`] keeps the first cause with its source | `d14_peer_killed_is_a_typed_error_…` |
 //! | P7 | no notification is lost or counts twice | keys are matched byte by byte, once; the rest is counted in [`Stats::unmatched_notifications`] | `d16_foreign_notifications_are_not_kept`, `d17_only_the_exact_key_completes_once_…` |
-//! | P8 | only what is offered is reachable, only while it is | `local`: grants and leases. NIXL: metadata of one operation's regions, and a new agent where an offer must be revoked | `p8_metadata_holds_its_own_operation_s_regions_only`, `an_ended_offer_is_refused` |
+//! | P8 | only what is offered is reachable, only while it is | `local`: grants and leases. NIXL: metadata of one operation's regions (of a slot, its slab), and a new agent where an offer must be revoked | `p8_metadata_holds_its_own_operation_s_regions_only`, `an_ended_offer_is_refused` |
 //!
 //! # What can't be promised
 //! * Over NIXL whoever holds a document can use it until the offer's agent is gone, and can claim completion
