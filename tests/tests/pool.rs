@@ -5,7 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use connect_core::{Connector, Error, MemoryError, RdmaMetadata, Recovered, Slab, Slot};
+use connect_core::{
+    Connector, Descriptor, DescriptorMut, Error, MemoryError, RdmaMetadata, Recovered, Slab, Slot,
+};
 use connect_tests::lab::{Lab, PATIENCE};
 use connect_tests::moves::sent;
 use connect_tests::process::eventually;
@@ -15,6 +17,7 @@ connect_tests::for_each_transport!(
     slots_go_into_all_four_operations,
     an_offer_of_any_length_and_number_of_pieces_is_read_into_a_slot,
     memory_larger_than_the_offer_is_filled_from_its_beginning,
+    slots_of_slabs_that_lie_side_by_side_go_into_one_operation,
     other_processes_push_into_a_pool,
     a_pool_slows_its_sender_down_to_the_pace_of_its_receiver,
     in_the_steady_state_nothing_is_registered_or_described_again,
@@ -132,6 +135,39 @@ fn memory_larger_than_the_offer_is_filled_from_its_beginning(lab: &Lab) -> Resul
     let failed =
         b.begin_read_into(writable.metadata(), vec![0u8; 100]).wait().expect_err("it is not to be read");
     assert!(matches!(failed.error, Error::Metadata(_)), "{failed:?}");
+    Ok(())
+}
+
+/// The kernel puts mappings side by side, and pieces that follow each other are moved as one: but not across slabs,
+/// which are registered each for itself.
+fn slots_of_slabs_that_lie_side_by_side_go_into_one_operation(lab: &Lab) -> Result<()> {
+    const LEN: usize = 1 << 16;
+    let (a, b) = lab.pair()?;
+    let slots = |connector: &Connector| -> Result<Vec<Slot>> {
+        let slabs = (0..4).map(|_| connector.slab(2, LEN).wait()).collect::<Result<Vec<_>, _>>()?;
+        let mut slots: Vec<Slot> =
+            slabs.iter().flat_map(|slab| [slab.try_take(), slab.try_take()]).flatten().collect();
+        slots.iter_mut().try_for_each(|slot| slot.resize(LEN))?;
+        slots.sort_by_key(|slot| slot.as_ptr());
+        Ok(slots)
+    };
+    for _ in 0..2 {
+        let mut sources = slots(&a)?;
+        for (slot, seed) in sources.iter_mut().zip(1..) {
+            slot.copy_from_slice(&pattern::bytes(LEN, seed));
+        }
+        let sources = sources.into_iter().map(Descriptor::new).collect::<Result<Vec<_>, _>>()?;
+        let targets = slots(&b)?.into_iter().map(DescriptorMut::new).collect::<Result<Vec<_>, _>>()?;
+        let offer = a.create_readable(sources).wait()?;
+        let read = b.begin_read(&sent(offer.metadata())?, targets).wait()?;
+        let received = read.wait_for_completion().wait()?.memory;
+        offer.wait_for_completion().wait()?;
+        assert_eq!(received.len(), 8);
+        for (target, seed) in received.into_iter().zip(1..) {
+            let slot = target.into_memory::<Slot>();
+            pattern::check(&slot.map_err(|_| anyhow::anyhow!("another memory came back"))?, seed);
+        }
+    }
     Ok(())
 }
 
