@@ -334,7 +334,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[Edit {
             file: "connect-core/src/pool/shared.rs",
             find: "    !waiter.withdrawn.load(Ordering::Relaxed) && !waiter.slot.is_settled()",
-            replace: "    !waiter.withdrawn.load(Ordering::Relaxed) || waiter.slot.is_settled()",
+            replace: "    !waiter.withdrawn.load(Ordering::Relaxed) || waiter.id > 0",
         }],
         package: "connect-core",
         target: LIB,
