@@ -16,17 +16,27 @@
 //! [`Stats::registrations`](crate::Stats::registrations) and
 //! [`Stats::registration_hits`](crate::Stats::registration_hits) show it.
 //!
+//! What that saves, with what fresh buffers cost beside registration: allocating them, touching their pages for the
+//! first time, giving them back. Filling a buffer, offering it, and reading it within one process, two cores, median:
+//!
+//! | | `local`, `Vec` | `local`, slots | NIXL, `Vec` | NIXL, slots |
+//! |---|---|---|---|---|
+//! | 4 KiB | 24 us | 24 us | 34 us | 30 us |
+//! | 1 MiB | 110 to 590 us | 82 us | 195 us | 116 us |
+//! | 8 MiB | 5.5 to 6.0 ms | 0.9 ms | 7 to 12 ms | 1.5 ms |
+//!
 //! # Who sees which bytes
 //! Slots are not cleared: what a user leaves in one is there until somebody writes over it. Nobody sees it by
 //! accident, because a slot is empty when it is taken and an operation moves its length only; growing it by
 //! [`resize`](Slot::resize) or by writing to it never uncovers old bytes, and [`set_len`](Slot::set_len), which does,
-//! says so.
+//! says so. A slot that comes back with a failure has unspecified bytes, like all memory.
 //!
 //! Over `local` a peer reaches the bytes on offer and no others. **Over NIXL it can reach the whole slab**: NIXL hands
 //! out keys for what was registered, so the blob of one slot's document is that of the slab. Peers of this library
 //! ask only for what the document describes; another program with that blob can read and write every slot, until the
-//! offer's agent is gone (`p8_over_nixl_a_slot_s_document_reaches_the_whole_slab` shows it). Give each domain of trust
-//! a slab, and a connector, of its own.
+//! offer's agent is gone (`p8_over_nixl_a_slot_s_document_reaches_the_whole_slab` shows it). It can also say that it
+//! wrote a slot and not do it, and then what the last user left counts as received. Give each domain of trust a slab,
+//! and a connector, of its own.
 //!
 //! # When its memory ends
 //! When the slab and its slots are dropped, the memory is deregistered and unmapped. Over NIXL, if any of it was on
