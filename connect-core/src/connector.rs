@@ -1,5 +1,6 @@
 //! [`Connector`]: where operations come from.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -7,9 +8,11 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::deadline::Deadline;
-use crate::driver::{self, Command, Deadlines, End, OpInfo, Polling, Port, Request, Start};
+use crate::driver::{
+    self, Command, Deadlines, End, Keep, OpInfo, Polling, Port, Registration, Request, Start,
+};
 use crate::error::{Error, Failed, Recovered};
-use crate::memory::check_regions;
+use crate::memory::{MemoryError, check_regions};
 use crate::op::pending::{Handle, source_ended, target_ended};
 use crate::op::slot::Slot;
 use crate::op::{
@@ -18,9 +21,9 @@ use crate::op::{
 };
 use crate::stats::{self, Counters, Stats};
 use crate::transport::local::LocalConfig;
-use crate::transport::{INCARNATION_LEN, TransportContext, TransportError, TransportFactory};
+use crate::transport::{INCARNATION_LEN, RegistrationId, TransportContext, TransportError, TransportFactory};
 use crate::trial::Patience;
-use crate::wire::RdmaMetadata;
+use crate::wire::{RdmaMetadata, SerializedDescriptor};
 use crate::{Region, SourceMemory, TargetMemory};
 
 /// Offers memory to peers, and reads and writes the memory that peers offer.
@@ -74,9 +77,12 @@ pub(crate) struct Callers {
 }
 
 impl Callers {
-    /// For the end of such an operation.
+    /// For the end of such an operation: of a transfer of this side, or of what depends on others.
     pub(crate) fn of(&self, name: OperationName) -> &Patience {
-        if name.is_passive() { &self.offering } else { &self.acting }
+        match name {
+            OperationName::Read | OperationName::Write => &self.acting,
+            _ => &self.offering,
+        }
     }
 }
 
@@ -192,6 +198,39 @@ impl Connector {
         }
     }
 
+    /// Reads the memory behind a readable operation's metadata into the beginning of `memory`, one piece that may be
+    /// larger. The descriptors of the document are put one after another; [`Report::bytes`](crate::Report::bytes)
+    /// says how much arrived, and a [`Slot`](crate::Slot) has that length then.
+    ///
+    /// ```
+    /// use connect_core::Connector;
+    ///
+    /// let (sender, receiver) = (Connector::local()?, Connector::local()?);
+    /// let offer = sender.create_readable(vec![7u8; 3]).wait()?;
+    /// let received = receiver.begin_read_into(offer.metadata(), vec![0u8; 8]).wait()?.wait_for_completion().wait()?;
+    /// assert_eq!((received.report.bytes, received.memory), (3, vec![7, 7, 7, 0, 0, 0, 0, 0]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`begin_read`](Self::begin_read). Memory that is too small is [`Error::Memory`] with
+    /// [`MemoryError::TooSmall`](crate::MemoryError::TooSmall), before anything was asked of the peer.
+    pub fn begin_read_into<M: TargetMemory>(
+        &self,
+        metadata: &RdmaMetadata,
+        memory: M,
+    ) -> Pending<ReadOperation<M>, Failed<M>> {
+        let mut memory = Box::new(memory);
+        let regions = memory.beginning(metadata.total_bytes()).and_then(|region| cut(region, metadata));
+        match regions
+            .map_err(Error::from)
+            .and_then(|regions| self.submit(OperationName::Read, regions, Some(metadata)))
+        {
+            Ok(submit) => submit.send(memory, ReadOperation::new, target_ended),
+            Err(error) => Pending::refused(Failed { error, memory: Recovered::Returned(*memory) }),
+        }
+    }
+
     /// Writes `memory` to the memory behind a writable operation's metadata, which must have as many pieces
     /// of the same lengths. The transfer begins at once.
     ///
@@ -216,7 +255,7 @@ impl Connector {
     /// # Errors
     /// [`Error::Metadata`] or [`Error::Transport`].
     pub fn connect(&self, metadata: &RdmaMetadata) -> Pending<String> {
-        let handle = self.request(OperationName::Connect, self.deadline);
+        let handle = self.request(OperationName::Connect, 0, self.deadline);
         let command = Command::Connect(Request(Arc::clone(&handle.info)), metadata.clone());
         self.ask(handle, command, |_, opened| opened.peer.unwrap_or_default())
     }
@@ -228,7 +267,7 @@ impl Connector {
     /// [`Error::DeadlineExceeded`] when a transfer would not end in time. Its memory stays parked, and the
     /// connector goes on waiting for it in the background.
     pub fn shutdown(&self, deadline: impl Into<Deadline>) -> Pending<()> {
-        let handle = self.request(OperationName::ShutDown, deadline.into());
+        let handle = self.request(OperationName::ShutDown, 0, deadline.into());
         let command = Command::ShutDown(Request(Arc::clone(&handle.info)));
         self.ask(handle, command, |_, _| ())
     }
@@ -236,6 +275,39 @@ impl Connector {
     /// What the connector has done so far.
     pub fn stats(&self) -> Stats {
         self.core.counters.snapshot()
+    }
+
+    /// The same connector, with the moment that its deadline stands for now: for operations of several steps.
+    pub(crate) fn with_resolved_deadline(&self) -> Self {
+        let at = self.deadline.resolve(self.core.clock.now());
+        self.with_deadline(at.map_or(Deadline::never(), Deadline::at))
+    }
+
+    /// Keeps memory registered until the registration is dropped, and valid, by its owner, for as long as anybody
+    /// may reach it.
+    pub(crate) fn register(
+        &self,
+        region: Region,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> (Registration, Pending<()>) {
+        let handle = self.request(OperationName::Register, region.len(), self.deadline);
+        let id = RegistrationId(handle.info.id);
+        let keep = Keep { id, region, owner };
+        let command = Command::Register(Request(Arc::clone(&handle.info)), keep);
+        (Registration { id, port: self.core.port.clone() }, self.ask(handle, command, |_, _| ()))
+    }
+
+    /// Somebody who is about to wait for a slot.
+    pub(crate) fn waiter(&self, slot_bytes: usize) -> Arc<OpInfo> {
+        self.info(OperationName::Take, slot_bytes as u64, 0, self.deadline)
+    }
+
+    /// Has the driver keep the deadline of a waiter.
+    pub(crate) fn wait(&self, waiter: Arc<OpInfo>) -> Handle {
+        self.core.deadlines.insert(&waiter);
+        // A request that can't be sent answers for itself when it is dropped.
+        drop(self.core.port.send(Command::Wait(Request(Arc::clone(&waiter)))));
+        Handle { info: waiter, core: Arc::clone(&self.core) }
     }
 
     /// Everything that can be refused without asking the driver is refused here, on the caller's thread.
@@ -261,8 +333,8 @@ impl Connector {
         Ok(Submit { core: Arc::clone(&self.core), info, regions, remote: remote.cloned() })
     }
 
-    fn request(&self, name: OperationName, deadline: Deadline) -> Handle {
-        Handle { info: self.info(name, 0, 0, deadline), core: Arc::clone(&self.core) }
+    fn request(&self, name: OperationName, bytes: u64, deadline: Deadline) -> Handle {
+        Handle { info: self.info(name, bytes, 0, deadline), core: Arc::clone(&self.core) }
     }
 
     fn ask<T>(
@@ -333,6 +405,17 @@ impl Connector {
         };
         Self { core: Arc::new(core), deadline: Deadline::DEFAULT }
     }
+}
+
+/// The pieces of `region`, one after another, that a document's descriptors fill. It is as long as those are together.
+fn cut(region: Region, metadata: &RdmaMetadata) -> Result<Vec<Region>, MemoryError> {
+    let mut at = 0;
+    let piece = |descriptor: &SerializedDescriptor| {
+        let begin = at;
+        at += descriptor.size();
+        region.slice(begin..at)
+    };
+    metadata.descriptors().iter().map(piece).collect()
 }
 
 /// A checked operation on its way to the driver.
@@ -456,12 +539,13 @@ impl ConnectorBuilder {
         let worker_id = self.worker_id.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
         check_worker_id(&worker_id)?;
         let incarnation = uuid::Uuid::new_v4().simple().to_string()[..INCARNATION_LEN].to_owned();
+        let counters = Arc::new(Counters::new(self.parked_limit));
         let context = TransportContext {
             worker_id: worker_id.clone(),
             incarnation,
             allowed_workers: self.allowed_workers,
+            counters: Arc::clone(&counters),
         };
-        let counters = Arc::new(Counters::new(self.parked_limit));
         let deadlines = Deadlines::start("connect-deadline".to_owned()).map_err(|error| Error::Start {
             source: TransportError::resource("starting the deadline thread", error),
         })?;

@@ -49,6 +49,8 @@
 //! | [`TensorEnvelope`] | the document with names, element types and shapes around it |
 //! | [`SourceMemory`], [`TargetMemory`] | what may be read from, and written to: owned, at a stable address |
 //! | [`Descriptor`], [`DescriptorMut`] | one contiguous piece of such memory; a list of them is one operation |
+//! | [`Slab`], [`Slot`] | memory that is registered once and used piece by piece: [`pool`] |
+//! | [`FanOut`] | one memory for several readers, each with a document and an answer of its own |
 //! | [`Pending`], [`Completion`] | the two answers of an operation: it is open, it has ended |
 //! | [`Deadline`] | when an operation must have ended; 30 s unless set |
 //! | [`Error`], [`Failed`] | why it failed, whose side that is on, and what became of the memory |
@@ -87,7 +89,7 @@
 //! | P5 | a malformed or incompatible peer is refused before an address is used | the codecs in [`wire`], and each transport's own reader of its blob | `p5_a_blob_cut_anywhere_is_refused` and its neighbours, `wire/*/tests.rs` |
 //! | P6 | errors never collapse | [`Error`] keeps the first cause with its source | `d14_peer_killed_is_a_typed_error_…` |
 //! | P7 | no notification is lost or counts twice | keys are matched byte by byte, once; the rest is counted in [`Stats::unmatched_notifications`] | `d16_foreign_notifications_are_not_kept`, `d17_only_the_exact_key_completes_once_…` |
-//! | P8 | only what is offered is reachable, only while it is | `local`: grants and leases. NIXL: metadata of one operation's regions, and a new agent where an offer must be revoked | `p8_metadata_holds_its_own_operation_s_regions_only`, `an_ended_offer_is_refused` |
+//! | P8 | only what is offered is reachable, only while it is | `local`: grants and leases. NIXL: metadata of one operation's regions (of a slot, its slab), and a new agent where an offer must be revoked | `p8_metadata_holds_its_own_operation_s_regions_only`, `an_ended_offer_is_refused` |
 //!
 //! # What can't be promised
 //! * Over NIXL whoever holds a document can use it until the offer's agent is gone, and can claim completion
@@ -112,6 +114,7 @@ pub mod layout;
 mod memory;
 mod op;
 pub mod original;
+pub mod pool;
 mod stats;
 mod sync;
 mod task;
@@ -128,9 +131,10 @@ pub use dtype::{DType, ParseDTypeError};
 pub use error::{Cancellation, Context, Error, ErrorCategory, Failed, Recovered};
 pub use memory::{Descriptor, DescriptorMut, MemoryError, Region, SourceMemory, TargetMemory};
 pub use op::{
-    Completion, OperationKind, OperationName, OperationStatus, Pending, ReadOperation, ReadableOperation,
-    Received, Report, WritableOperation, WriteOperation,
+    All, Completion, FanOut, OperationKind, OperationName, OperationStatus, Pending, ReadOperation,
+    ReadableOperation, Received, Report, WritableOperation, WriteOperation,
 };
+pub use pool::{Slab, Slot};
 pub use stats::Stats;
 pub use task::{Task, Wait};
 pub use tensors::{NamedTensors, ReadableTensor, ReadableTensors};

@@ -34,7 +34,7 @@
 //! | `Descriptor(bytes)` | [`Descriptor::new`] of a `Vec<u8>` |
 //! | `Descriptor((ptr, size, device, ref))` | [`Descriptor::from_raw_parts`] and [`DescriptorMut::from_raw_parts`], `unsafe`, with an owner |
 //! | one class for sources and targets | [`Descriptor`] to read from, [`DescriptorMut`] to write to |
-//! | `register_memory`, `register_with_connector`, `deregister_with_connector`, `is_registered` | none: operations register what they need, and count who uses it |
+//! | `register_memory`, `register_with_connector`, `deregister_with_connector`, `is_registered` | none: operations register what they need, and count who uses it; a [`Slab`] is registered for good |
 //! | `device`, `size`, `ptr` | [`device`](Descriptor::device), [`len`](Descriptor::len), [`addr`](Descriptor::addr) |
 //! | `metadata`, `from_serialized()` | [`SerializedDescriptor`] and its [`region`](SerializedDescriptor::region); inside [`RdmaMetadata::descriptors`] |
 //! | `SerializedDescriptor.device`, `ptr`, `size`, `to_descriptor()` | the same names, and [`region`](SerializedDescriptor::region). It never becomes a [`Descriptor`]: those are of this process |
@@ -95,7 +95,7 @@
 //! | D5 | raw pointers keep nothing alive | [`Descriptor::from_raw_parts`] is `unsafe` and takes an owner |
 //! | D6 | immutable `bytes` as a target | [`TargetMemory`] is another trait |
 //! | D7 | frees a transfer that is still moving | the state machine, `p1_p2_hold_in_every_order_of_events`; `d7_d14_memory_of_many_pieces_comes_free_only_when_it_is_quiet` |
-//! | D8 | one operation's end deregisters memory of others | users are counted: `d8_shared_descriptor_stays_registered` |
+//! | D8 | one operation's end deregisters memory of others | users are counted, and a slab stays registered: `d8_shared_descriptor_stays_registered`, `in_the_steady_state_nothing_is_registered_or_described_again` |
 //! | D9 | nothing starts before somebody looks; cancelling starts it | `d9_begin_posts_at_once`, `d9_cancel_starts_nothing_more`, `d9_d18_a_refused_operation_never_starts_and_leaves_nothing_behind` |
 //! | D10 | a torn target looks like any other | it comes back on success only as [`Received`]; with a failure its content is unspecified, and [`Recovered`] says so |
 //! | D11 | a passive wait never ends | [`Deadline`], `d11_passive_wait_has_deadline` |
@@ -118,10 +118,10 @@
 //! | D28 | sleeps 5 to 100 ms between looks | the driver is woken, or yields and then sleeps (`driver/pace.rs`): measure with `cargo xtask bench` |
 //! | D29 | an idle connector burns a core | the driver thread sleeps for longer and longer (`NixlProgress`); `cargo xtask bench` |
 //! | D30 | forgets a peer after each operation | peers are remembered until they are lost |
-//! | D31 | registers anew for each operation | partly: memory in several operations at once is registered once. A cache across operations comes with KV pools |
-//! | D32 | both sides must have buffers of one length | equal lengths, but of slices: [`Descriptor::slice`], [`DescriptorMut::slice`] |
+//! | D31 | registers anew for each operation | a [`Slab`] is registered once, and memory in several operations at once is, too: `in_the_steady_state_nothing_is_registered_or_described_again` |
+//! | D32 | both sides must have buffers of one length | a reader's may be larger: [`Connector::begin_read_into`]. For the rest equal lengths, but of slices: [`Descriptor::slice`], [`DescriptorMut::slice`], a [`Slot`]'s length |
 //! | D33 | blocks the event loop | [`Pending`]: the driver thread does the work |
-//! | D34 | serialises the agent twice for each document | once; the connection part is kept |
+//! | D34 | serialises the agent twice for each document | once; the connection part is kept, and of a slab everything |
 //! | D35 | one operation for each tensor | a list of descriptors, and [`TensorEnvelope`], are one operation |
 //! | D36 | nothing can be configured | [`ConnectorBuilder`], `NixlConfig`, [`LocalConfig`](crate::transport::local::LocalConfig) |
 //! | D37 | `is_cuda_available` raises | there is none |
@@ -139,5 +139,5 @@
 use crate::{
     Connector, ConnectorBuilder, DType, Deadline, Descriptor, DescriptorMut, Device, DeviceKind, Error,
     OperationKind, OperationStatus, Pending, RdmaMetadata, ReadOperation, ReadableOperation, Received,
-    Recovered, Report, SerializedDescriptor, TargetMemory, TensorEnvelope, WriteOperation,
+    Recovered, Report, SerializedDescriptor, Slab, Slot, TargetMemory, TensorEnvelope, WriteOperation,
 };

@@ -31,6 +31,12 @@ pub struct Stats {
     pub parked_limit: u64,
     /// Operations that were refused because of that limit. They do not count as started.
     pub refused: u64,
+    /// Times that memory was registered with the engine: for a slab once for each agent, for other memory of an
+    /// operation when it began. The `local` transport registers nothing.
+    pub registrations: u64,
+    /// Pieces of memory of operations that were registered already: in a slab, or by another operation over the
+    /// same memory.
+    pub registration_hits: u64,
     /// Notifications that matched no operation: late, foreign, or hostile.
     pub unmatched_notifications: u64,
 }
@@ -76,6 +82,8 @@ counters!(
     parked_bytes,
     parked_limit,
     refused,
+    registrations,
+    registration_hits,
     unmatched_notifications,
 );
 

@@ -27,6 +27,7 @@ examples! {
     errors_say_what_to_do: "06_deadlines_and_errors";
     many_transfers_run_side_by_side: "07_async";
     a_sender_pushes: "08_push";
+    senders_push_into_a_pool: "10_pool";
 }
 
 /// With NIXL and the original at hand, it also talks to Python.

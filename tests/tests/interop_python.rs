@@ -1,6 +1,7 @@
 //! Against the Python original, unchanged: `dynamo.nixl_connect` of ai-dynamo-runtime, over real NIXL.
 #![cfg(feature = "nixl")]
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -166,6 +167,70 @@ fn tensors_of_every_dtype_arrive_bit_by_bit_in_both_directions() -> Result<()> {
         python.completed(id).with_context(|| format!("{dtype} to Python"))?;
         offer.wait_for_completion().wait()?;
     }
+    Ok(())
+}
+
+// --- pools and several readers --------------------------------------------------------------------------
+
+/// Slots of every length, one after another through a slab of two: Python sees ordinary documents.
+#[test]
+fn python_reads_from_slots_and_writes_into_them() -> Result<()> {
+    let Some((rust, mut python)) = peers()? else { return Ok(()) };
+    let slab = rust.slab(2, 100_000).wait()?;
+    for (len, seed) in [1usize, 4096, 65_537, 100_000].into_iter().zip(60..) {
+        let mut slot = slab.take().wait()?;
+        slot.write_all(&pattern::bytes(len, seed))?;
+        let offer = rust.create_readable(slot).wait()?;
+        let id = python.begin("read", &offer.metadata().to_json(), &[len], seed)?;
+        offer.wait_for_completion().wait()?;
+        python.completed(id).with_context(|| format!("{len} read"))?;
+
+        let offer = slab.receive(len).wait()?;
+        let id = python.begin("write", &offer.metadata().to_json(), &[len], seed)?;
+        let received = offer.wait_for_completion().wait().map_err(Error::from)?.memory;
+        python.completed(id).with_context(|| format!("{len} written"))?;
+        ensure!(received.len() == len && pattern::first_difference(&received, seed).is_none());
+    }
+    assert_eq!((slab.free(), rust.stats().registrations), (2, 1));
+    Ok(())
+}
+
+/// Whatever Python offers fits into a slot that is large enough, in one piece or in several.
+#[test]
+fn what_python_offers_is_read_into_larger_slots() -> Result<()> {
+    let Some((rust, mut python)) = peers()? else { return Ok(()) };
+    let slab = rust.slab(1, 200_000).wait()?;
+    for (lengths, seed) in [&[1][..], &[3, 100_000, 17, 4096, 1], &[200_000]].into_iter().zip([70, 80, 90]) {
+        let (id, metadata) = python.offer("readable", lengths, seed)?;
+        let metadata = RdmaMetadata::from_json(&metadata)?;
+        let read = rust.begin_read_into(&metadata, slab.take().wait()?).wait().map_err(Error::from)?;
+        let received = read.wait_for_completion().wait().map_err(Error::from)?.memory;
+        python.completed(id)?;
+        assert_eq!(received.len(), lengths.iter().sum::<usize>());
+        let mut rest = &received[..];
+        for (length, seed) in lengths.iter().zip(seed..) {
+            let (piece, after) = rest.split_at(*length);
+            pattern::check(piece, seed);
+            rest = after;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn python_is_one_of_several_readers() -> Result<()> {
+    let Some((rust, mut python)) = peers()? else { return Ok(()) };
+    let other = connector()?;
+    let fan_out = rust.fan_out(pattern::bytes(50_000, 9), 3).wait()?;
+    let documents: Vec<RdmaMetadata> = fan_out.documents().cloned().collect();
+    for document in &documents[..2] {
+        let id = python.begin("read", &document.to_json(), &[50_000], 9)?;
+        python.completed(id)?;
+    }
+    read(&other, &documents[2], &[50_000], 9)?;
+    let reports = fan_out.wait_for_completion().wait().into_iter().collect::<Result<Vec<_>, _>>()?;
+    let is_python = |peer: &Option<String>| peer.as_ref().is_some_and(|peer| peer.ends_with("-1"));
+    assert_eq!(reports.iter().map(|report| is_python(&report.peer)).collect::<Vec<_>>(), [true, true, false]);
     Ok(())
 }
 

@@ -2,14 +2,15 @@
 //! better and that page is out of date.
 #![cfg(feature = "nixl")]
 
+use std::io::Write;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use connect_core::Connector;
 use connect_core::transport::nixl::NixlConfig;
+use connect_core::{Connector, Error, RdmaMetadata};
 use connect_tests::child::Worker;
 use connect_tests::{pattern, require};
 
@@ -94,5 +95,47 @@ fn a_document_used_again_over_tcp_after_its_memory_was_unmapped_kills_the_proces
         thread::sleep(Duration::from_millis(10));
     }
     ensure!(!a.is_alive(), "it survived; the reader got {answer}");
+    Ok(())
+}
+
+/// Whether the document of one slot of a slab, with the address of another one in it, brings what is there.
+fn reads_the_neighbour(offering: &Connector, reader: &Connector) -> Result<bool> {
+    let slab = offering.slab(2, 1000).wait()?;
+    let slots = [1, 2].map(|seed| {
+        let mut slot = slab.try_take().expect("both are free");
+        slot.write_all(&pattern::bytes(1000, seed)).expect("it fits");
+        slot
+    });
+    let [offered, neighbour] = slots;
+    let offer = offering.create_readable(offered).wait()?;
+    let mut document: serde_json::Value = serde_json::from_str(&offer.metadata().to_json())?;
+    document["descriptors"][0]["ptr"] = (neighbour.as_ptr() as u64).into();
+    let metadata = RdmaMetadata::from_json(&document.to_string())?;
+    let read = reader.begin_read(&metadata, vec![0u8; 1000]).wait();
+    match read.and_then(|read| read.wait_for_completion().wait()) {
+        Ok(received) => {
+            ensure!(pattern::first_difference(&received.memory, 2).is_none(), "it read something else");
+            Ok(true)
+        }
+        Err(failed) => {
+            ensure!(matches!(failed.error, Error::Transport { .. }), "{failed}");
+            Ok(false)
+        }
+    }
+}
+
+#[test]
+fn p8_over_local_a_slot_s_document_reaches_that_slot_alone() -> Result<()> {
+    ensure!(!reads_the_neighbour(&Connector::local()?, &Connector::local()?)?);
+    Ok(())
+}
+
+/// NIXL describes what was registered, and no part of it.
+#[test]
+fn p8_over_nixl_a_slot_s_document_reaches_the_whole_slab() -> Result<()> {
+    if require::nixl() {
+        let build = || Connector::builder().nixl(NixlConfig::default()).build();
+        ensure!(reads_the_neighbour(&build()?, &build()?)?, "it was refused");
+    }
     Ok(())
 }

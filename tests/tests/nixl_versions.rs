@@ -24,6 +24,13 @@ fn worker(release: Option<&str>) -> Result<Option<Worker>> {
     })
 }
 
+/// A worker whose memory is a slab of slots that hold all of [`LENGTHS`].
+fn slab_worker(release: Option<&str>) -> Result<Option<Worker>> {
+    let Some(mut command) = command(release) else { return Ok(None) };
+    command.args(["--slots", "20000003"]);
+    Worker::ready(command).map(Some)
+}
+
 /// A worker that has nothing but TCP.
 fn tcp_worker(release: Option<&str>) -> Result<Option<Worker>> {
     let Some(mut command) = command(release) else { return Ok(None) };
@@ -51,6 +58,20 @@ fn exchange(a: &mut Worker, b: &mut Worker) -> Result<()> {
             b.completed(begun).with_context(|| format!("{act} {lengths:?}"))?;
             a.completed(offered).with_context(|| format!("{offer} {lengths:?}"))?;
         }
+    }
+    Ok(())
+}
+
+/// Operations over parts of what is registered, and described by all of it.
+fn shares_a_slab(release: Option<&str>) -> Result<()> {
+    let (Some(mut a), Some(mut b)) = (slab_worker(release)?, slab_worker(release)?) else { return Ok(()) };
+    for _ in 0..2 {
+        exchange(&mut a, &mut b)?;
+        exchange(&mut b, &mut a)?;
+    }
+    for worker in [&mut a, &mut b] {
+        let stats = worker.ask(json!({"do": "stats"}), "stats")?;
+        ensure!(stats["registrations"] == 1, "{stats}");
     }
     Ok(())
 }
@@ -90,22 +111,26 @@ fn holds(release: Option<&str>) -> Result<()> {
 
 #[test]
 fn nixl_1_3_2() -> Result<()> {
-    holds(Some("1.3.2"))
+    holds(Some("1.3.2"))?;
+    shares_a_slab(Some("1.3.2"))
 }
 
 #[test]
 fn nixl_1_4_1() -> Result<()> {
-    holds(Some("1.4.1"))
+    holds(Some("1.4.1"))?;
+    shares_a_slab(Some("1.4.1"))
 }
 
 #[test]
 fn nixl_1_5_0() -> Result<()> {
-    holds(Some("1.5.0"))
+    holds(Some("1.5.0"))?;
+    shares_a_slab(Some("1.5.0"))
 }
 
 #[test]
 fn nixl_as_programs_find_it() -> Result<()> {
-    holds(None)
+    holds(None)?;
+    shares_a_slab(None)
 }
 
 /// UCX tells which releases get along: 1.3.2 has UCX 1.21, 1.4.1 has 1.22, later ones 1.23. Between processes

@@ -15,6 +15,7 @@ impl Driver {
         let first = self.closing.is_none();
         self.closing.get_or_insert_default().extend(waiting);
         if first {
+            self.end_all_waiting();
             // In the order of their creation, so that the same schedule ends the same way twice.
             let mut ids: Vec<u64> = self.operations.keys().copied().collect();
             ids.sort_unstable();
@@ -53,13 +54,14 @@ impl Driver {
     /// After the last turn: frees what was parked until the transport was gone, and tells those who wait for
     /// that.
     pub(super) fn finish(&mut self) {
-        if !self.operations.is_empty() {
+        if !self.operations.is_empty() || self.registrations.are_leaving() {
             // Nobody is kept waiting by this beyond a deadline: the watchdog answers for this thread.
             self.clock.sleep(self.lingers_for);
         }
         for (_, operation) in std::mem::take(&mut self.operations) {
             self.forget(operation);
         }
+        self.forget_registrations();
         for Request(info) in self.closing.take().iter().flatten() {
             info.slot.open(Opened::default());
             self.deadlines.remove(info);
@@ -81,6 +83,7 @@ impl Driver {
                 stats::sub(&self.counters.open, 1);
             });
         }
+        self.end_all_waiting();
         // Those who wait for the end answer for themselves when they are dropped.
         drop(self.closing.take());
         // The driver is about to be forgotten, but its inbox must go: commands in it and those still to come

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::error::{Context, Error};
 use crate::op::slot::{Outcome, Slot};
-use crate::op::{OperationName, OperationStatus};
+use crate::op::{OperationName, OperationStatus, Report};
 use crate::stats::{self, Counters};
 
 /// The constant facts of one operation, and the slot for its answers.
@@ -46,6 +46,21 @@ impl OpInfo {
     pub(crate) fn deadline_exceeded(&self) -> Error {
         let limit = self.deadline.map(|at| at.saturating_duration_since(self.created)).unwrap_or_default();
         Error::DeadlineExceeded { context: self.context(), limit }
+    }
+
+    /// What somebody gets who only waited: nothing was moved.
+    pub(crate) fn waited(&self) -> Report {
+        let total = self.clock.now().saturating_duration_since(self.created);
+        Report {
+            bytes: 0,
+            descriptors: 0,
+            peer: None,
+            backend: String::new(),
+            queued: total,
+            posting: Duration::ZERO,
+            transfer: Duration::ZERO,
+            total,
+        }
     }
 
     /// The watchdog: the deadline passed and the driver has not said so. The memory stays with the driver.

@@ -16,6 +16,7 @@ mod operation;
 mod pace;
 mod peers;
 mod port;
+mod registrations;
 mod settling;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,8 @@ pub use pace::Polling;
 use pace::{Load, Pace, Pause};
 use peers::Peers;
 pub(crate) use port::{Command, Inbox, Port, Request, Start, channel};
+use registrations::Registrations;
+pub(crate) use registrations::{Keep, Registration};
 pub(crate) use watchdog::Deadlines;
 
 use crate::clock::Clock;
@@ -143,6 +146,7 @@ struct Driver {
     peers: Peers,
     encoded: Encoded,
     operations: HashMap<u64, Operation>,
+    registrations: Registrations,
     /// Transfers in flight, in the order in which they are polled next.
     in_flight: VecDeque<u64>,
     /// Open offers by notification key.
@@ -179,6 +183,7 @@ impl Driver {
             peers: Peers::new(),
             encoded: Encoded::new(),
             operations: HashMap::new(),
+            registrations: Registrations::default(),
             in_flight: VecDeque::new(),
             keys: HashMap::new(),
             offers: HashMap::new(),
@@ -214,7 +219,7 @@ impl Driver {
     fn load(&self) -> Load {
         if !self.in_flight.is_empty() {
             Load::Active
-        } else if !self.offers.is_empty() || !self.watched.is_empty() {
+        } else if !self.offers.is_empty() || !self.watched.is_empty() || self.registrations.are_leaving() {
             Load::Passive
         } else {
             Load::None
@@ -257,6 +262,9 @@ impl Driver {
         match command {
             Command::Start(start) => self.start(*start),
             Command::Connect(request, metadata) => self.connect(&request.0, &metadata),
+            Command::Register(request, keep) => self.register(&request, keep),
+            Command::Deregister(id) => self.deregister(id),
+            Command::Wait(request) => self.await_slot(request),
             Command::Stop(id, why) => self.stop(id, why),
             Command::ShutDown(request) => self.begin_closing(Some(request)),
             Command::Abandon => self.begin_closing(None),
@@ -463,6 +471,9 @@ impl Driver {
     }
 
     fn stop(&mut self, id: u64, why: Why) {
+        if self.end_waiting(id, why) {
+            return;
+        }
         let Some(operation) = self.operations.get(&id) else { return };
         if matches!(operation.machine.phase(), Phase::Parked | Phase::Finished) {
             return;
@@ -516,8 +527,10 @@ impl Driver {
             self.watched.push(id);
         }
         self.watched.retain(|id| self.operations.contains_key(id));
+        self.watch_registrations();
+        let watching = !self.watched.is_empty() || self.registrations.are_leaving();
         let interval = if waited_for { WATCH_INTERVAL } else { PARKED_INTERVAL };
-        self.next_watch = (!self.watched.is_empty()).then(|| now + interval);
+        self.next_watch = watching.then(|| now + interval);
         ended
     }
 }

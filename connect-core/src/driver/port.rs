@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::{Arc, OnceLock};
 
-use super::OpInfo;
+use super::{Keep, OpInfo};
 use crate::Region;
 use crate::error::Error;
 use crate::op::OperationStatus;
@@ -12,6 +12,7 @@ use crate::op::state::Why;
 use crate::stats;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::mpsc::{self, Receiver, Sender};
+use crate::transport::RegistrationId;
 use crate::wire::RdmaMetadata;
 
 /// What callers ask of the driver.
@@ -20,7 +21,13 @@ pub(crate) enum Command {
     Start(Box<Start>),
     /// Get to know a peer, without moving anything.
     Connect(Request, RdmaMetadata),
-    /// End an operation.
+    /// Keep memory registered beyond single operations.
+    Register(Request, Keep),
+    /// Nobody uses that memory any more.
+    Deregister(RegistrationId),
+    /// Somebody waits for a slot of a slab.
+    Wait(Request),
+    /// End an operation, or a wait.
     Stop(u64, Why),
     /// Take no more operations, end those there are, and finish when everything is quiet.
     ShutDown(Request),

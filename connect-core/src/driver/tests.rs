@@ -1,5 +1,7 @@
 //! The driver over a scripted transport: a double that moves nothing and answers as each test says.
 
+mod registrations;
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -10,8 +12,8 @@ use super::{Deadlines, Driver, Polling, channel, watchdog};
 use crate::clock::Clock;
 use crate::stats::Counters;
 use crate::transport::{
-    Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportError,
-    TransportEvent, TransportFactory,
+    Offer, OfferId, PeerId, Quiescence, RegistrationId, Transfer, TransferId, TransferState, Transport,
+    TransportError, TransportEvent, TransportFactory,
 };
 use crate::{
     Cancellation, Connector, Device, Error, OperationKind, RdmaMetadata, Recovered, Region, SourceMemory,
@@ -23,6 +25,9 @@ use crate::{
 struct Script {
     poll_blocks: Option<Duration>,
     poll_panics: bool,
+    register_fails: bool,
+    /// How many registrations there are.
+    registered: Arc<AtomicUsize>,
     busy: Arc<AtomicBool>,
     offers: Arc<AtomicUsize>,
     /// How many peers were met.
@@ -71,6 +76,23 @@ unsafe impl Transport for Scripted {
 
     fn check_device(&self, _: Device) -> Result<(), TransportError> {
         Ok(())
+    }
+
+    unsafe fn register(&mut self, _: RegistrationId, _: Region) -> Result<(), TransportError> {
+        if self.script.register_fails {
+            return Err(TransportError::Resource {
+                what: "registering",
+                reason: "as the script says".to_owned(),
+            });
+        }
+        self.script.registered.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn deregister(&mut self, _: RegistrationId) -> Quiescence {
+        let quiet = self.script.quiescence();
+        self.script.registered.fetch_sub(usize::from(quiet == Quiescence::Quiet), Ordering::SeqCst);
+        quiet
     }
 
     unsafe fn offer(&mut self, _: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {

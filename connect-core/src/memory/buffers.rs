@@ -6,7 +6,7 @@ use bytemuck::{NoUninit, Pod};
 
 use crate::Device;
 
-use super::{Region, SourceMemory, TargetMemory};
+use super::{MemoryError, Region, SourceMemory, TargetMemory, beginning};
 
 fn region_of<T>(slice: &[T]) -> Vec<Region> {
     Region::of_slice(slice).into_iter().collect()
@@ -59,11 +59,19 @@ unsafe impl<T: Pod + Send> TargetMemory for Vec<T> {
     fn regions(&mut self) -> Vec<Region> {
         region_of_mut(self)
     }
+
+    fn beginning(&mut self, bytes: u64) -> Result<Region, MemoryError> {
+        beginning(&region_of_mut(self), bytes)
+    }
 }
 
 // SAFETY: as for Vec.
 unsafe impl<T: Pod + Send> TargetMemory for Box<[T]> {
     fn regions(&mut self) -> Vec<Region> {
         region_of_mut(self)
+    }
+
+    fn beginning(&mut self, bytes: u64) -> Result<Region, MemoryError> {
+        beginning(&region_of_mut(self), bytes)
     }
 }

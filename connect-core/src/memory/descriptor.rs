@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{MemoryError, Region, SourceMemory, TargetMemory};
+use super::{MemoryError, Region, SourceMemory, TargetMemory, beginning};
 use crate::Device;
 
 /// A contiguous piece of memory to read from: device, address, length, and a shared owner that keeps it
@@ -263,6 +263,11 @@ impl fmt::Debug for DescriptorMut {
 unsafe impl TargetMemory for DescriptorMut {
     fn regions(&mut self) -> Vec<Region> {
         vec![self.region]
+    }
+
+    /// Parts cut off it are not written either, so whoever has the owner back knows nothing of its bytes.
+    fn beginning(&mut self, bytes: u64) -> Result<Region, MemoryError> {
+        beginning(&[self.region], bytes)
     }
 }
 

@@ -17,7 +17,7 @@ pub use region::{MAX_DESCRIPTORS, MemoryError, Region};
 /// Memory that a peer may read while an operation holds it.
 ///
 /// Implemented for buffers of plain elements (`Vec<T>`, `Box<[T]>`, `Arc<[T]>`, `Arc<Vec<T>>`,
-/// `&'static [T]`), for [`Descriptor`] and for `Vec<Descriptor>`; the tensor adapters implement it for
+/// `&'static [T]`), for [`Slot`](crate::Slot), for [`Descriptor`] and for `Vec<Descriptor>`; the tensor adapters implement it for
 /// their tensors.
 ///
 /// # Safety
@@ -36,8 +36,8 @@ pub unsafe trait SourceMemory: Send + Sync + 'static {
 
 /// Memory that a peer may write while an operation holds it, and that the operation gives back at its end.
 ///
-/// Implemented for owned buffers of plain elements (`Vec<T>`, `Box<[T]>`), for [`DescriptorMut`] and for
-/// `Vec<DescriptorMut>`; the tensor adapters implement it for the buffers that become tensors.
+/// Implemented for owned buffers of plain elements (`Vec<T>`, `Box<[T]>`), for [`Slot`](crate::Slot), for
+/// [`DescriptorMut`] and for `Vec<DescriptorMut>`; the tensor adapters implement it for the buffers that become tensors.
 ///
 /// # Safety
 /// From the first call of [`regions`](Self::regions) until the value is dropped or used again through
@@ -49,4 +49,34 @@ pub unsafe trait SourceMemory: Send + Sync + 'static {
 pub unsafe trait TargetMemory: Send + 'static {
     /// The contiguous pieces, in the order in which the incoming bytes fill them.
     fn regions(&mut self) -> Vec<Region>;
+
+    /// The first `bytes` bytes, for an operation that may fill less than all
+    /// ([`Connector::begin_read_into`](crate::Connector::begin_read_into)). What is said of
+    /// [`regions`](Self::regions) holds for it as well, and its bytes are all that will be written. Memory with a
+    /// length of its own sets it to this.
+    ///
+    /// Unless implemented, memory takes all its bytes or none: its type may count on each having been written.
+    /// Buffers of the standard library, [`DescriptorMut`] and [`Slot`](crate::Slot) take fewer.
+    ///
+    /// # Errors
+    /// [`MemoryError::TooSmall`], [`MemoryError::AllOrNothing`], [`MemoryError::NotContiguous`] when this is not one
+    /// piece, or no memory at all.
+    fn beginning(&mut self, bytes: u64) -> Result<Region, MemoryError> {
+        let regions = self.regions();
+        let region = beginning(&regions, bytes)?;
+        match regions[..] {
+            [whole] if whole != region => Err(MemoryError::AllOrNothing { needed: bytes, room: whole.len() }),
+            _ => Ok(region),
+        }
+    }
+}
+
+/// The first `bytes` bytes of memory that is one piece.
+fn beginning(regions: &[Region], bytes: u64) -> Result<Region, MemoryError> {
+    match regions {
+        [] => Err(MemoryError::Empty),
+        [region] if bytes > region.len() => Err(MemoryError::TooSmall { needed: bytes, room: region.len() }),
+        [region] => region.slice(0..bytes),
+        several => Err(MemoryError::NotContiguous { count: several.len() }),
+    }
 }

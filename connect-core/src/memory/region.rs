@@ -124,11 +124,37 @@ pub enum MemoryError {
         /// Bytes there are.
         len: u64,
     },
-    /// A descriptor was asked of memory that is not one contiguous piece.
-    #[error("the memory has {count} separate pieces; describe them one by one (`Descriptor::list`)")]
+    /// One contiguous piece of memory is needed, and this is not one.
+    #[error(
+        "the memory has {count} separate pieces where one is needed; describe them one by one (`Descriptor::list`)"
+    )]
     NotContiguous {
         /// How many pieces there are.
         count: usize,
+    },
+    /// What is to be put into a piece of memory is larger than it.
+    #[error("{needed} bytes do not fit into {room}; use larger memory")]
+    TooSmall {
+        /// Bytes there are to be put into it.
+        needed: u64,
+        /// Bytes it has.
+        room: u64,
+    },
+    /// Memory that is filled whole or not at all was to be filled in part.
+    #[error("this memory takes {room} bytes or none, and there are {needed}; use a plain buffer or a slot")]
+    AllOrNothing {
+        /// Bytes there are to be put into it.
+        needed: u64,
+        /// Bytes it has.
+        room: u64,
+    },
+    /// The system gave no memory.
+    #[error("no memory of {bytes} bytes: {reason}")]
+    Exhausted {
+        /// Bytes that were asked for.
+        bytes: u64,
+        /// What the system said.
+        reason: String,
     },
     /// Two targets of one operation share bytes.
     #[error("targets {first} and {second} of one operation overlap")]
@@ -166,14 +192,16 @@ pub enum MemoryError {
 /// 16,384 tokens in blocks of 16 over 64 layers. Longer ones are handed off in several operations.
 pub const MAX_DESCRIPTORS: usize = 65_536;
 
-/// The same memory in as few regions as its order allows: those that follow each other directly are joined.
+/// The same memory in as few regions as its order allows: those that follow each other directly are joined, where
+/// `is_one` says so of both together.
 #[cfg(feature = "nixl")]
-pub(crate) fn joined(regions: &[Region]) -> Vec<Region> {
+pub(crate) fn joined(regions: &[Region], is_one: impl Fn(&Region) -> bool) -> Vec<Region> {
     let mut all: Vec<Region> = Vec::new();
     for region in regions {
-        match all.last_mut().and_then(|last| last.joined(region).map(|both| *last = both)) {
-            Some(()) => {}
-            None => all.push(*region),
+        let both = all.last().and_then(|last| last.joined(region)).filter(&is_one);
+        match (all.last_mut(), both) {
+            (Some(last), Some(both)) => *last = both,
+            _ => all.push(*region),
         }
     }
     all
@@ -245,9 +273,10 @@ mod tests {
         let gpu = Region::new(Device::cuda(0), 130, 5).unwrap();
         let apart = [region(100, 10), region(110, 20), gpu, region(130, 5), region(130, 5), region(90, 10)];
         let expected = [region(100, 30), gpu, region(130, 5), region(130, 5), region(90, 10)];
-        assert_eq!(joined(&apart), expected);
+        assert_eq!(joined(&apart, |_| true), expected);
+        assert_eq!(joined(&apart, |both| both.len() != 30), apart);
         let last = region(u64::MAX - 4, 4);
-        assert_eq!(joined(&[region(u64::MAX - 8, 4), last]), [region(u64::MAX - 8, 8)]);
+        assert_eq!(joined(&[region(u64::MAX - 8, 4), last], |_| true), [region(u64::MAX - 8, 8)]);
     }
 
     #[test]

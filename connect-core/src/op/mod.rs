@@ -1,6 +1,7 @@
 //! The four operations: their vocabulary here, their handles and their state machine in the modules below.
 
 mod active;
+mod fan_out;
 mod passive;
 pub(crate) mod pending;
 pub(crate) mod slot;
@@ -10,6 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use active::{ReadOperation, WriteOperation};
+pub use fan_out::{All, FanOut};
 pub use passive::{ReadableOperation, WritableOperation};
 pub use pending::{Completion, Pending};
 
@@ -100,7 +102,7 @@ impl fmt::Display for OperationStatus {
     }
 }
 
-/// Which of the four operations, or one of the two requests that move nothing.
+/// Which of the four operations, or one of the requests that move nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OperationName {
@@ -114,6 +116,10 @@ pub enum OperationName {
     Write,
     /// Gets to know a peer.
     Connect,
+    /// Registers memory for many operations.
+    Register,
+    /// Waits for a slot of a slab.
+    Take,
     /// Ends the connector.
     ShutDown,
 }
@@ -128,8 +134,10 @@ impl OperationName {
     pub(crate) const fn kind(self) -> OperationKind {
         match self {
             Self::Writable | Self::Write => OperationKind::Write,
-            // The last two move nothing.
-            Self::Readable | Self::Read | Self::Connect | Self::ShutDown => OperationKind::Read,
+            // The last four move nothing.
+            Self::Readable | Self::Read | Self::Connect | Self::Register | Self::Take | Self::ShutDown => {
+                OperationKind::Read
+            }
         }
     }
 }
@@ -142,6 +150,8 @@ impl fmt::Display for OperationName {
             Self::Read => "read",
             Self::Write => "write",
             Self::Connect => "connect",
+            Self::Register => "register",
+            Self::Take => "take",
             Self::ShutDown => "shutdown",
         })
     }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportError,
-    TransportEvent,
+    Offer, OfferId, PeerId, Quiescence, RegistrationId, Transfer, TransferId, TransferState, Transport,
+    TransportError, TransportEvent,
 };
-use crate::Device;
+use crate::{Device, Region};
 
 /// Takes a transport's place when that is dropped.
 pub(crate) struct Closed {
@@ -31,6 +31,10 @@ unsafe impl Transport for Closed {
     }
 
     fn check_device(&self, _: Device) -> Result<(), TransportError> {
+        Err(closed())
+    }
+
+    unsafe fn register(&mut self, _: RegistrationId, _: Region) -> Result<(), TransportError> {
         Err(closed())
     }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::ErrorCategory;
+use crate::stats::Counters;
 use crate::{Device, OperationKind, Region};
 
 pub(crate) mod closed;
@@ -38,6 +39,25 @@ pub unsafe trait Transport {
 
     /// Whether memory on `device` can be reached at all.
     fn check_device(&self, device: Device) -> Result<(), TransportError>;
+
+    /// Gets ready for operations over parts of `region`, so that they need not get ready each for itself. This by
+    /// itself makes nothing reachable. A transport that registers nothing has nothing to do.
+    ///
+    /// # Safety
+    /// From this call until [`deregister`](Self::deregister) says [`Quiescence::Quiet`], or the transport is dropped,
+    /// the region must be memory that can be read and written, at this address. What of it is touched, and when, is
+    /// still said by `offer` and `begin` alone.
+    unsafe fn register(&mut self, id: RegistrationId, region: Region) -> Result<(), TransportError> {
+        let _ = (id, region);
+        Ok(())
+    }
+
+    /// Ends a registration over which no operation is left. `Busy` means that a peer may still reach its memory;
+    /// call again later. After `Quiet`, and if there is none of that id, it is forgotten.
+    fn deregister(&mut self, id: RegistrationId) -> Quiescence {
+        let _ = id;
+        Quiescence::Quiet
+    }
 
     /// Makes `regions` reachable for the holder of `key`, and returns the blob that tells a peer how to get
     /// here (it becomes `nixl_metadata`).
@@ -119,6 +139,9 @@ pub struct TransportContext {
     pub incarnation: String,
     /// Workers to talk to; `None` means all.
     pub allowed_workers: Option<Vec<String>>,
+    /// What the connector counts.
+    #[cfg_attr(not(feature = "nixl"), expect(dead_code, reason = "`local` has nothing to count"))]
+    pub(crate) counters: Arc<Counters>,
 }
 
 impl TransportContext {
@@ -178,6 +201,10 @@ macro_rules! id {
         pub struct $name(pub u64);
     };
 }
+id!(
+    /// Names memory that stays registered beyond single operations.
+    RegistrationId
+);
 id!(
     /// Names an offer to its transport.
     OfferId
@@ -320,6 +347,7 @@ mod tests {
             worker_id: "me".to_owned(),
             incarnation: "0".repeat(INCARNATION_LEN),
             allowed_workers: Some(vec!["prefill".to_owned()]),
+            counters: Arc::default(),
         };
         for name in ["prefill", "prefill-1", "prefill-0123456789ab", "prefill-0123456789ab-r7"] {
             assert!(context.allows(name), "{name}");

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use connect_core::transport::local::{DataPath, LocalConfig};
-use connect_core::{Connector, DType, Descriptor, DescriptorMut, Error, RdmaMetadata};
+use connect_core::{Connector, DType, Descriptor, DescriptorMut, Error, RdmaMetadata, Slab, Slot};
 use connect_tests::pattern;
 use serde_json::{Map, Value, json};
 
@@ -43,7 +43,13 @@ struct Args {
     /// The worker's id; random unless given.
     #[arg(long)]
     worker_id: Option<String>,
+    /// Takes all memory from slots of this many bytes.
+    #[arg(long)]
+    slots: Option<usize>,
 }
+
+/// Slots of a worker that has them: more than any test has open at once.
+const SLOTS: usize = 64;
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Transport {
@@ -67,13 +73,21 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let slab = args.slots.map(|bytes| connector.slab(SLOTS, bytes).wait()).transpose();
+    let slab = match slab {
+        Ok(slab) => slab,
+        Err(error) => {
+            say(&Value::Null, &failure(&error.into()));
+            return ExitCode::FAILURE;
+        }
+    };
     say(&Value::Null, &json!({"event": "ready", "worker_id": connector.worker_id()}));
     for line in io::stdin().lock().lines().map_while(Result::ok) {
-        let connector = connector.clone();
+        let (connector, slab) = (connector.clone(), slab.clone());
         thread::spawn(move || {
             let command: Value = serde_json::from_str(&line).unwrap_or_default();
             let id = command["id"].clone();
-            if let Err(error) = run(&connector, args.transport, &command) {
+            if let Err(error) = run(&connector, slab.as_ref(), args.transport, &command) {
                 say(&id, &failure(&error));
             }
         });
@@ -113,10 +127,10 @@ fn build(transport: Transport, library: Option<PathBuf>, worker_id: Option<Strin
     }
 }
 
-fn run(connector: &Connector, transport: Transport, command: &Value) -> Result<()> {
+fn run(connector: &Connector, slab: Option<&Slab>, transport: Transport, command: &Value) -> Result<()> {
     let id = &command["id"];
     match command["do"].as_str().context("a command says what to do")? {
-        "readable" | "writable" | "read" | "write" => transfer(connector, command),
+        "readable" | "writable" | "read" | "write" => transfer(connector, slab, command),
         "rss" => {
             say(id, &json!({"event": "rss", "bytes": memory("VmRSS:")?, "peak": memory("VmHWM:")?}));
             Ok(())
@@ -140,7 +154,7 @@ fn run(connector: &Connector, transport: Transport, command: &Value) -> Result<(
     }
 }
 
-fn transfer(connector: &Connector, command: &Value) -> Result<()> {
+fn transfer(connector: &Connector, slab: Option<&Slab>, command: &Value) -> Result<()> {
     let id = &command["id"];
     let timeout = Duration::try_from_secs_f64(command["timeout"].as_f64().unwrap_or(30.0))?;
     let connector = connector.with_deadline(timeout);
@@ -149,8 +163,7 @@ fn transfer(connector: &Connector, command: &Value) -> Result<()> {
     let what = command["do"].as_str().unwrap_or_default();
     let verified = match what {
         "readable" | "write" => {
-            let buffers = specs.iter().map(|spec| Descriptor::new(pattern::bytes(spec.len, spec.seed)));
-            let buffers = buffers.collect::<Result<Vec<_>, _>>()?;
+            let buffers = specs.iter().map(|spec| source(slab, spec)).collect::<Result<Vec<_>>>()?;
             let report = if what == "readable" {
                 let operation = connector.create_readable(buffers).wait()?;
                 announce(id, command, operation.metadata())?;
@@ -162,8 +175,7 @@ fn transfer(connector: &Connector, command: &Value) -> Result<()> {
             vec![report.bytes == specs.iter().map(|spec| spec.len as u64).sum::<u64>(); specs.len()]
         }
         _ => {
-            let buffers = specs.iter().map(|spec| DescriptorMut::new(vec![0u8; spec.len]));
-            let buffers = buffers.collect::<Result<Vec<_>, _>>()?;
+            let buffers = specs.iter().map(|spec| target(slab, spec)).collect::<Result<Vec<_>>>()?;
             let received = if what == "writable" {
                 let operation = connector.create_writable(buffers).wait().map_err(Error::from)?;
                 announce(id, command, operation.metadata())?;
@@ -173,11 +185,7 @@ fn transfer(connector: &Connector, command: &Value) -> Result<()> {
                 operation.map_err(Error::from)?.wait_for_completion().wait()
             };
             let buffers = received.map_err(Error::from)?.memory;
-            let arrived = buffers.into_iter().zip(&specs).map(|(buffer, spec)| {
-                let buffer = buffer.into_memory::<Vec<u8>>();
-                buffer.is_ok_and(|bytes| pattern::first_difference(&bytes, spec.seed).is_none())
-            });
-            arrived.collect()
+            buffers.into_iter().zip(&specs).map(|(buffer, spec)| holds(buffer, spec)).collect()
         }
     };
     let seconds = started.elapsed().as_secs_f64();
@@ -188,6 +196,32 @@ fn transfer(connector: &Connector, command: &Value) -> Result<()> {
 struct Spec {
     len: usize,
     seed: u64,
+}
+
+/// Memory with the pattern in it.
+fn source(slab: Option<&Slab>, spec: &Spec) -> Result<Descriptor> {
+    let bytes = pattern::bytes(spec.len, spec.seed);
+    let Some(slab) = slab else { return Ok(Descriptor::new(bytes)?) };
+    let mut slot = slab.take().wait()?;
+    slot.write_all(&bytes)?;
+    Ok(Descriptor::new(slot)?)
+}
+
+/// Memory that is going to be written.
+fn target(slab: Option<&Slab>, spec: &Spec) -> Result<DescriptorMut> {
+    let Some(slab) = slab else { return Ok(DescriptorMut::new(vec![0u8; spec.len])?) };
+    let mut slot = slab.take().wait()?;
+    slot.resize(spec.len)?;
+    Ok(DescriptorMut::new(slot)?)
+}
+
+/// Whether the pattern has arrived in it.
+fn holds(target: DescriptorMut, spec: &Spec) -> bool {
+    let is_pattern = |bytes: &[u8]| pattern::first_difference(bytes, spec.seed).is_none();
+    match target.into_memory::<Vec<u8>>() {
+        Ok(bytes) => is_pattern(&bytes),
+        Err(target) => target.into_memory::<Slot>().is_ok_and(|slot| is_pattern(&slot)),
+    }
 }
 
 fn specs(command: &Value) -> Result<Vec<Spec>> {
@@ -231,6 +265,7 @@ fn stats(connector: &Connector) -> Value {
         "parked": stats.parked,
         "parked_bytes": stats.parked_bytes,
         "unmatched_notifications": stats.unmatched_notifications,
+        "registrations": stats.registrations,
     })
 }
 

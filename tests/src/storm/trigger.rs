@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use connect_core::Device;
 use connect_core::transport::{
-    Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportError,
-    TransportEvent, TransportFactory,
+    Offer, OfferId, PeerId, Quiescence, RegistrationId, Transfer, TransferId, TransferState, Transport,
+    TransportError, TransportEvent, TransportFactory,
 };
+use connect_core::{Device, Region};
 use nix::sys::signal::{Signal, raise};
 
 /// Where a process can end.
@@ -139,6 +139,15 @@ unsafe impl Transport for Doomed {
 
     fn check_device(&self, device: Device) -> Result<(), TransportError> {
         self.seen().check_device(device)
+    }
+
+    unsafe fn register(&mut self, id: RegistrationId, region: Region) -> Result<(), TransportError> {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { self.inner().register(id, region) }
+    }
+
+    fn deregister(&mut self, id: RegistrationId) -> Quiescence {
+        self.inner().deregister(id)
     }
 
     unsafe fn offer(&mut self, offer: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {

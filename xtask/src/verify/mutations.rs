@@ -23,6 +23,7 @@ pub(super) struct Edit {
 
 const NIXL: &str = "connect-core/src/transport/nixl/mod.rs";
 const AGENT: &str = "connect-core/src/transport/nixl/agent.rs";
+const MOVING: &str = "connect-core/src/transport/nixl/moving.rs";
 const GRANT: &str = "connect-core/src/transport/local/grant.rs";
 const STATE: &str = "connect-core/src/op/state.rs";
 const LIB: &[&str] = &["--lib"];
@@ -45,7 +46,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         of: "P1, vLLM #56104, D7",
         what: "a request of which one piece failed counts as quiet",
         edits: &[Edit {
-            file: NIXL,
+            file: MOVING,
             find: "if pieces <= 1 { Phase::FailedQuiet } else { Phase::FailedUnknown }",
             replace: "if pieces <= usize::MAX { Phase::FailedQuiet } else { Phase::FailedUnknown }",
         }],
@@ -69,7 +70,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         of: "P3, nixl #252",
         what: "the notification goes with the first slice and not with the last",
         edits: &[Edit {
-            file: NIXL,
+            file: MOVING,
             find: "let key = is_last.then_some(self.key.as_str());",
             replace: "let key = (before == (0, 0)).then_some(self.key.as_str());",
         }],
@@ -154,8 +155,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         what: "a document carries the keys to everything that is registered",
         edits: &[Edit {
             file: AGENT,
-            find: "        match blob::splice(connection, &self.partial_blob(regions)?) {",
-            replace: "        match blob::splice(connection, &self.partial_blob(regions)?).filter(|blob| blob.is_empty()) {",
+            find: "        match blob::splice(connection, &self.partial_blob(registered)?) {",
+            replace: "        match blob::splice(connection, &self.partial_blob(registered)?).filter(|blob| blob.is_empty()) {",
         }],
         package: "connect-tests",
         target: &["--test", "original_defects"],
@@ -177,7 +178,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         of: "P2, D13",
         what: "over NIXL nobody says that it gave up",
         edits: &[Edit {
-            file: NIXL,
+            file: MOVING,
             find: "        if self.next_sign.take().is_some() {",
             replace: "        if self.next_sign.take().is_some_and(|_| false) {",
         }],
@@ -302,6 +303,54 @@ pub(super) const MUTANTS: &[Mutant] = &[
         package: "connect-tests",
         target: &["--test", "kills"],
         test: "nixl::p1_a_write_that_comes_after_the_end_of_an_offer_does_not_reach_its_memory",
+    },
+    Mutant {
+        of: "P1, P8",
+        what: "the memory of a slab goes with it, and not with the agents whose documents reach it",
+        edits: &[Edit {
+            file: NIXL,
+            find: "            self.leaving.insert(id, described);",
+            replace: "            drop(described);",
+        }],
+        package: "connect-tests",
+        target: &["--test", "pool"],
+        test: "nixl::p1_p8_documents_of_a_dropped_slab_end_before_its_memory_does",
+    },
+    Mutant {
+        of: "P1",
+        what: "registered memory that is not quiet is freed",
+        edits: &[Edit {
+            file: "connect-core/src/driver/registrations.rs",
+            find: "            self.registrations.leaving.push(keep);",
+            replace: "            drop(keep);",
+        }],
+        package: "connect-core",
+        target: LIB,
+        test: "driver::tests::registrations::p1_registered_memory_is_kept_until_the_transport_says_that_it_is_quiet",
+    },
+    Mutant {
+        of: "P2",
+        what: "those who gave up waiting for a slot are kept",
+        edits: &[Edit {
+            file: "connect-core/src/pool/shared.rs",
+            find: "    !waiter.withdrawn.load(Ordering::Relaxed) && !waiter.slot.is_settled()",
+            replace: "    !waiter.withdrawn.load(Ordering::Relaxed) || waiter.id > 0",
+        }],
+        package: "connect-core",
+        target: LIB,
+        test: "pool::tests::those_who_give_up_waiting_are_not_kept",
+    },
+    Mutant {
+        of: "D31",
+        what: "slots are registered for each operation",
+        edits: &[Edit {
+            file: AGENT,
+            find: "            let registered = match kept.around(region) {",
+            replace: "            let registered = match kept.around(region).filter(|_| regions.is_empty()) {",
+        }],
+        package: "connect-tests",
+        target: &["--test", "pool"],
+        test: "nixl::in_the_steady_state_nothing_is_registered_or_described_again",
     },
     Mutant {
         of: "P5, D19",

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::sim::Net;
-use crate::Device;
 use crate::transport::{
-    Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportError,
-    TransportEvent,
+    Offer, OfferId, PeerId, Quiescence, RegistrationId, Transfer, TransferId, TransferState, Transport,
+    TransportError, TransportEvent,
 };
+use crate::{Device, Region};
 
 /// What the driver was told about the operation whose memory is at an address.
 #[derive(Default, Clone)]
@@ -76,6 +76,15 @@ unsafe impl Transport for Probe {
 
     fn check_device(&self, device: Device) -> Result<(), TransportError> {
         self.inner.check_device(device).inspect_err(|cause| self.unclaimed(cause))
+    }
+
+    unsafe fn register(&mut self, id: RegistrationId, region: Region) -> Result<(), TransportError> {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { self.inner.register(id, region) }
+    }
+
+    fn deregister(&mut self, id: RegistrationId) -> Quiescence {
+        self.inner.deregister(id)
     }
 
     unsafe fn offer(&mut self, offer: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use super::Control;
 use super::plan::{Call, Hold, Plan, Post};
-use crate::Device;
 use crate::clock::Clock;
 use crate::transport::{
-    Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportError,
-    TransportEvent,
+    Offer, OfferId, PeerId, Quiescence, RegistrationId, Transfer, TransferId, TransferState, Transport,
+    TransportError, TransportEvent,
 };
+use crate::{Device, Region};
 
 /// How often the driver looks while something is held up: often enough for any test, and no spinning.
 const LOOK: Duration = Duration::from_millis(1);
@@ -202,6 +202,15 @@ unsafe impl Transport for Faulty {
 
     fn check_device(&self, device: Device) -> Result<(), TransportError> {
         self.inner.check_device(device)
+    }
+
+    unsafe fn register(&mut self, id: RegistrationId, region: Region) -> Result<(), TransportError> {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { self.inner.register(id, region) }
+    }
+
+    fn deregister(&mut self, id: RegistrationId) -> Quiescence {
+        self.inner.deregister(id)
     }
 
     unsafe fn offer(&mut self, offer: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {

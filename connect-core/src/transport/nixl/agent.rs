@@ -6,6 +6,7 @@
 //! is such an offer's memory quiet (P1, P8).
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nixl_sys::{
@@ -16,7 +17,9 @@ use nixl_sys::{
 use super::blob;
 use super::config::{NixlConfig, NixlProgress};
 use super::counted::Counted;
+use super::kept::{Kept, Standings};
 use crate::fingerprint::{Fingerprint, Fingerprints};
+use crate::stats::{self, Counters};
 use crate::transport::TransportError;
 use crate::{Device, DeviceKind, OperationKind, Region};
 
@@ -24,6 +27,11 @@ use crate::{Device, DeviceKind, OperationKind, Region};
 pub(super) struct Generation {
     /// Memory that is registered, which deregisters when dropped.
     registrations: Counted<Region, RegistrationHandle>,
+    /// Memory that stays registered when no operation uses it, and what could not be.
+    kept: Standings<RegistrationHandle>,
+    /// The blobs of such memory: they stay the same.
+    blobs: HashMap<Vec<Region>, Vec<u8>>,
+    counters: Arc<Counters>,
     /// Peers whose metadata is loaded, by name.
     peers: HashMap<String, Loaded>,
     fingerprints: Fingerprints,
@@ -43,6 +51,9 @@ pub(super) struct Generation {
     pub(super) dirty_since: Option<Instant>,
     created: Instant,
 }
+
+/// Blobs that are kept. An operation over slots of one slab needs one, and more are for slots of several.
+const MAX_KEPT_BLOBS: usize = 64;
 
 /// A request that was handed to the engine.
 pub(super) struct Posted {
@@ -76,7 +87,11 @@ impl Loaded {
 }
 
 impl Generation {
-    pub(super) fn new(name: String, config: &NixlConfig) -> Result<Self, TransportError> {
+    pub(super) fn new(
+        name: String,
+        config: &NixlConfig,
+        counters: Arc<Counters>,
+    ) -> Result<Self, TransportError> {
         let mut agent_config = AgentConfig { enable_prog_thread: false, ..AgentConfig::default() };
         if let NixlProgress::Thread(interval) = config.progress {
             agent_config.enable_prog_thread = true;
@@ -87,6 +102,9 @@ impl Generation {
         let incoming = NotificationMap::new().map_err(engine("createNotifMap"))?;
         Ok(Self {
             registrations: Counted::default(),
+            kept: Standings::default(),
+            blobs: HashMap::new(),
+            counters,
             peers: HashMap::new(),
             fingerprints: Fingerprints::default(),
             forgotten: HashSet::new(),
@@ -113,20 +131,49 @@ impl Generation {
         &self.name
     }
 
-    /// Registers each region, or counts one more user of it: operations may share memory.
-    pub(super) fn register(&mut self, regions: &[Region]) -> Result<(), TransportError> {
-        let options = self.options(None)?;
+    /// Registers each region, or counts one more user of it: operations may share memory. What lies in memory that
+    /// is kept registered needs no registration of its own.
+    pub(super) fn register(&mut self, kept: &Kept, regions: &[Region]) -> Result<(), TransportError> {
         for (done, region) in regions.iter().enumerate() {
-            let register = || self.agent.register_memory(&Described(*region), Some(&options));
-            if let Err(error) = self.registrations.add(*region, register) {
+            let registered = match kept.around(region) {
+                Some(whole) => self.keep(whole),
+                None => self.register_one(*region),
+            };
+            if let Err(error) = registered {
                 self.deregister(&regions[..done]);
-                return Err(TransportError::Resource {
-                    what: "registering memory with NIXL",
-                    reason: format!("{} bytes on {}: {error}", region.len(), region.device()),
-                });
+                return Err(error);
             }
         }
         Ok(())
+    }
+
+    fn register_one(&mut self, region: Region) -> Result<(), TransportError> {
+        let (agent, backend) = (&self.agent, &self.backend);
+        let mut hit = true;
+        self.registrations.add(region, || {
+            hit = false;
+            register_memory(agent, backend, region)
+        })?;
+        self.count(hit);
+        Ok(())
+    }
+
+    /// Registers memory that stays registered in this agent, unless it is.
+    pub(super) fn keep(&mut self, region: Region) -> Result<(), TransportError> {
+        let (agent, backend) = (&self.agent, &self.backend);
+        let hit = self.kept.ensure(region, Instant::now(), || register_memory(agent, backend, region))?;
+        self.count(hit);
+        Ok(())
+    }
+
+    /// Deregisters memory that was kept. Says whether a peer may have been told of it.
+    pub(super) fn give_up(&mut self, region: &Region) -> bool {
+        self.blobs.retain(|regions, _| !regions.contains(region));
+        self.kept.remove(region)
+    }
+
+    fn count(&self, hit: bool) {
+        stats::add(if hit { &self.counters.registration_hits } else { &self.counters.registrations }, 1);
     }
 
     /// Gives up one use of each region.
@@ -134,14 +181,42 @@ impl Generation {
         regions.iter().for_each(|region| self.registrations.remove(region));
     }
 
-    /// The blob that lets a peer reach these registered regions, and no others (P8).
-    pub(super) fn describe(&mut self, regions: &[Region]) -> Result<Vec<u8>, TransportError> {
+    /// The blob that lets a peer reach these registered regions, and no others (P8). NIXL describes what was
+    /// registered and no part of it, so a region in memory that is kept brings all of that.
+    pub(super) fn describe(&mut self, kept: &Kept, regions: &[Region]) -> Result<Vec<u8>, TransportError> {
+        if kept.is_empty() {
+            return self.describe_anew(regions);
+        }
+        let (mut registered, mut seen) = (Vec::with_capacity(regions.len()), HashSet::new());
+        for region in regions {
+            match kept.around(region) {
+                None => registered.push(*region),
+                Some(whole) if seen.insert(whole) => registered.push(whole),
+                Some(_) => {}
+            }
+        }
+        seen.iter().for_each(|whole| self.kept.describe(whole));
+        if seen.len() < registered.len() {
+            return self.describe_anew(&registered);
+        }
+        if let Some(blob) = self.blobs.get(&registered) {
+            return Ok(blob.clone());
+        }
+        let blob = self.describe_anew(&registered)?;
+        if self.blobs.len() >= MAX_KEPT_BLOBS {
+            self.blobs.clear();
+        }
+        self.blobs.insert(registered, blob.clone());
+        Ok(blob)
+    }
+
+    fn describe_anew(&mut self, registered: &[Region]) -> Result<Vec<u8>, TransportError> {
         if self.connection_blob.is_none() {
             // The partial metadata of no regions is the connection data.
             self.connection_blob = Some(self.partial_blob(&[])?);
         }
         let connection = self.connection_blob.as_deref().unwrap_or_default();
-        match blob::splice(connection, &self.partial_blob(regions)?) {
+        match blob::splice(connection, &self.partial_blob(registered)?) {
             Some(blob) => Ok(blob),
             None => {
                 tracing::warn!("this NIXL writes blobs in an unknown format; taking the agent's whole blob");
@@ -291,14 +366,31 @@ impl Generation {
     }
 
     fn options(&self, key: Option<&str>) -> Result<OptArgs, TransportError> {
-        let mut options = OptArgs::new().map_err(engine("createOptArgs"))?;
-        options.add_backend(&self.backend).map_err(engine("optArgsAddBackend"))?;
+        let mut options = options_of(&self.backend)?;
         if let Some(key) = key {
             options.set_has_notification(true).map_err(engine("optArgsSetHasNotif"))?;
             options.set_notification_message(key.as_bytes()).map_err(engine("optArgsSetNotifMsg"))?;
         }
         Ok(options)
     }
+}
+
+fn options_of(backend: &Backend) -> Result<OptArgs, TransportError> {
+    let mut options = OptArgs::new().map_err(engine("createOptArgs"))?;
+    options.add_backend(backend).map_err(engine("optArgsAddBackend"))?;
+    Ok(options)
+}
+
+fn register_memory(
+    agent: &Agent,
+    backend: &Backend,
+    region: Region,
+) -> Result<RegistrationHandle, TransportError> {
+    let options = options_of(backend)?;
+    agent.register_memory(&Described(region), Some(&options)).map_err(|error| TransportError::Resource {
+        what: "registering memory with NIXL",
+        reason: format!("{} bytes on {}: {error}", region.len(), region.device()),
+    })
 }
 
 fn create_backend(agent: &Agent, config: &NixlConfig) -> Result<Backend, TransportError> {

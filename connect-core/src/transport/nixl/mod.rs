@@ -23,6 +23,7 @@ mod agent;
 mod blob;
 mod config;
 mod counted;
+mod kept;
 mod library;
 mod moving;
 mod reach;
@@ -37,16 +38,16 @@ use std::time::{Duration, Instant};
 use agent::{Generation, memory_type};
 use blob::Blob;
 pub use config::{NixlConfig, NixlProgress};
+use kept::Kept;
 pub use library::{candidates, load, plugins};
 use moving::{Moving, Phase, Pieces, failed_with};
 use reach::Reach;
 use signs::{Sign, Takers};
 
 use super::{
-    Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportContext,
-    TransportError, TransportEvent,
+    Offer, OfferId, PeerId, Quiescence, RegistrationId, Transfer, TransferId, TransferState, Transport,
+    TransportContext, TransportError, TransportEvent,
 };
-use crate::memory::joined;
 use crate::{Device, DeviceKind, Region};
 
 /// How long a generation with memory that is not quiet stays in use for new operations, so that a burst of
@@ -68,6 +69,10 @@ pub struct NixlTransport {
     /// The generation that new operations go to; created when first needed after the last was retired.
     current: Option<u64>,
     offers: HashMap<OfferId, OpenOffer>,
+    /// Memory that is registered beyond operations.
+    kept: Kept,
+    /// What of that was given up after peers were told of it, with the generations they may reach it by.
+    leaving: HashMap<RegistrationId, Vec<u64>>,
     takers: Takers,
     /// When to look for takers that fell silent.
     next_look: Instant,
@@ -104,6 +109,8 @@ impl NixlTransport {
             generations: HashMap::new(),
             current: None,
             offers: HashMap::new(),
+            kept: Kept::default(),
+            leaving: HashMap::new(),
             takers: Takers::default(),
             next_look: Instant::now(),
             unquiet: HashMap::new(),
@@ -130,8 +137,9 @@ impl NixlTransport {
             return Ok(current);
         }
         let id = self.id();
-        let TransportContext { worker_id, incarnation, .. } = &self.context;
-        let generation = Generation::new(signs::name(worker_id, incarnation, id), &self.config)?;
+        let TransportContext { worker_id, incarnation, counters, .. } = &self.context;
+        let name = signs::name(worker_id, incarnation, id);
+        let generation = Generation::new(name, &self.config, Arc::clone(counters))?;
         self.generations.insert(id, generation);
         self.current = Some(id);
         Ok(id)
@@ -235,7 +243,7 @@ impl NixlTransport {
         let generation = self.generations.get_mut(&new).ok_or_else(unknown_transfer)?;
         generation.load(&peer.name, &peer.blob, || false)?;
         let moving = self.transfers.get_mut(&id).ok_or_else(unknown_transfer)?;
-        generation.register(&moving.local)?;
+        generation.register(&self.kept, &moving.local)?;
         generation.live += 1;
         moving.generation = new;
         if let Some(generation) = self.generations.get_mut(&old) {
@@ -273,13 +281,47 @@ unsafe impl Transport for NixlTransport {
         }
     }
 
+    unsafe fn register(&mut self, id: RegistrationId, region: Region) -> Result<(), TransportError> {
+        let current = self.current_generation()?;
+        if !self.kept.add(id, region) {
+            // Operations over it register what they need.
+            return Ok(());
+        }
+        let generation = self.generations.get_mut(&current).ok_or_else(unknown_transfer)?;
+        generation.keep(region).inspect_err(|_| {
+            generation.give_up(&region);
+            self.kept.remove(id);
+        })
+    }
+
+    fn deregister(&mut self, id: RegistrationId) -> Quiescence {
+        if let Some(region) = self.kept.remove(id) {
+            let mut described = Vec::new();
+            for (number, generation) in &mut self.generations {
+                if generation.give_up(&region) {
+                    generation.dirty_since.get_or_insert_with(Instant::now);
+                    described.push(*number);
+                }
+            }
+            self.leaving.insert(id, described);
+        }
+        let is_alive =
+            |number: &u64| self.generations.contains_key(number) || self.destroyed.contains_key(number);
+        if self.leaving.get(&id).is_some_and(|numbers| numbers.iter().any(is_alive)) {
+            return Quiescence::Busy;
+        }
+        self.leaving.remove(&id);
+        Quiescence::Quiet
+    }
+
     unsafe fn offer(&mut self, offer: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {
         let current = self.current_generation()?;
         let id = OfferId(self.id());
         let generation = self.generations.get_mut(&current).ok_or_else(unknown_transfer)?;
-        let (regions, key) = (joined(offer.regions), offer.key.to_owned());
-        generation.register(&regions)?;
-        let blob = generation.describe(&regions).inspect_err(|_| generation.deregister(&regions))?;
+        let (regions, key) = (self.kept.joined(offer.regions), offer.key.to_owned());
+        generation.register(&self.kept, &regions)?;
+        let blob =
+            generation.describe(&self.kept, &regions).inspect_err(|_| generation.deregister(&regions))?;
         generation.live += 1;
         self.takers.add(&key, id);
         self.offers.insert(id, OpenOffer { generation: current, regions, key });
@@ -358,11 +400,12 @@ unsafe impl Transport for NixlTransport {
         self.look(current);
         let peer = Rc::clone(self.peers.get(&transfer.peer).ok_or_else(unknown_transfer)?);
         check_covered(&peer, transfer.remote)?;
-        let pieces = Pieces::new(transfer.local, transfer.remote, |remote| is_covered(&peer, remote));
+        let is_one = |local: &Region, remote: &Region| self.kept.is_one(local) && is_covered(&peer, remote);
+        let pieces = Pieces::new(transfer.local, transfer.remote, is_one);
         let generation = self.generations.get_mut(&current).ok_or_else(unknown_transfer)?;
         generation.load(&peer.name, &peer.blob, || is_in_use(&self.transfers, &peer.name))?;
-        let local = joined(transfer.local);
-        generation.register(&local)?;
+        let local = self.kept.joined(transfer.local);
+        generation.register(&self.kept, &local)?;
         generation.live += 1;
         let id = TransferId(self.id());
         let next_sign = signs::is_ours(&peer.name).then(|| Instant::now() + signs::FIRST);
@@ -427,7 +470,7 @@ unsafe impl Transport for NixlTransport {
     }
 
     fn linger(&self) -> Duration {
-        if self.unquiet.is_empty() { Duration::ZERO } else { LINGER }
+        if self.unquiet.is_empty() && self.leaving.is_empty() { Duration::ZERO } else { LINGER }
     }
 
     fn progress(&mut self, events: &mut Vec<TransportEvent>) -> bool {

@@ -80,6 +80,7 @@ impl Nodes {
                 worker_id: "fuzzed".into(),
                 incarnation: "1".into(),
                 allowed_workers: Some(vec!["x".into()]),
+                counters: Arc::default(),
             };
             Node::new(config, context).expect("a node needs an epoll")
         }))

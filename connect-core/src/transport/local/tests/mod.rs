@@ -32,7 +32,12 @@ impl Way {
 }
 
 fn context(worker_id: &str, incarnation: &str) -> TransportContext {
-    TransportContext { worker_id: worker_id.into(), incarnation: incarnation.into(), allowed_workers: None }
+    TransportContext {
+        worker_id: worker_id.into(),
+        incarnation: incarnation.into(),
+        allowed_workers: None,
+        counters: Arc::default(),
+    }
 }
 
 fn transport(config: LocalConfig, worker_id: &str) -> LocalTransport {
