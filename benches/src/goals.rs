@@ -242,3 +242,85 @@ impl Judge<'_> {
         self.goals.push(Goal { what, limit, value, spread, unit });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::sweep;
+    use crate::{Round, Samples};
+
+    /// Rounds in which every operation took so long.
+    fn rounds(micros: &[u64]) -> Vec<Round> {
+        let samples = |micros: u64| {
+            let mut samples = Samples::default();
+            (0..60).for_each(|_| samples.push(Duration::from_micros(micros)));
+            samples
+        };
+        let round = |micros: &u64| Round {
+            reads: samples(*micros),
+            bursts: samples(*micros),
+            wholes: samples(*micros),
+            learned: samples(*micros),
+            offers: samples(*micros),
+            bytes: 1,
+            idle: Duration::from_secs(1),
+            elapsed: Duration::from_secs(1),
+            document: 1,
+            ..Round::default()
+        };
+        micros.iter().map(round).collect()
+    }
+
+    /// What a full run measures, all of it equally fast.
+    fn cells() -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for sweep in sweep::all(false) {
+            for (at, load) in sweep.points {
+                let engines = sweep.engines.iter().filter(|engine| engine.can(&load));
+                cells.extend(engines.map(|engine| Cell {
+                    sweep: sweep.name,
+                    at,
+                    load,
+                    engine: *engine,
+                    rounds: rounds(&[10]),
+                }));
+            }
+        }
+        cells
+    }
+
+    #[test]
+    fn a_full_run_says_something_about_every_goal() {
+        let judged = |goal: &&Goal| goal.limit != Limit::None;
+        let goals = all(&cells());
+        assert_eq!(goals.iter().filter(judged).count(), 4 + 10 + 12 + 6 + 4);
+        assert_eq!(goals.len(), 36 + 9);
+    }
+
+    #[test]
+    fn a_ratio_is_the_median_of_the_ratios_of_each_round() {
+        let mut cells = cells();
+        for cell in &mut cells {
+            match (cell.sweep, cell.engine) {
+                // The machine was ten times as slow in the second round, and once for one engine alone.
+                ("small", Nixl) => cell.rounds = rounds(&[20, 200, 900]),
+                ("small", Bare) => cell.rounds = rounds(&[10, 100, 10]),
+                _ => {}
+            }
+        }
+        let first = all(&cells).into_iter().next().unwrap();
+        assert_eq!((first.value, first.spread), (2.0, (2.0, 90.0)));
+        assert_eq!(first.verdict(), "MISSED");
+    }
+
+    #[test]
+    fn a_run_of_one_sweep_is_judged_by_its_own_goals() {
+        let mut cells = cells();
+        cells.retain(|cell| cell.sweep == "peers");
+        let goals = all(&cells);
+        assert_eq!(goals.len(), 2);
+        assert!(goals.iter().all(Goal::is_met));
+    }
+}

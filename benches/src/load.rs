@@ -29,7 +29,9 @@ pub struct Load {
     pub every: Duration,
     /// How long the round goes on.
     pub lasts: Duration,
-    /// The first operation of two fresh processes, and no more than that.
+    /// Bursts in the round at the least, however long they take.
+    pub fewest: usize,
+    /// Without a warm-up: the first operation of two fresh processes.
     pub cold: bool,
 }
 
@@ -46,6 +48,7 @@ impl Load {
         idle: Duration::ZERO,
         every: Duration::ZERO,
         lasts: Duration::from_millis(300),
+        fewest: 3,
         cold: false,
     };
 

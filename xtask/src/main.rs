@@ -54,7 +54,7 @@ enum Command {
     Promises,
     /// Feed damaged input to everything that reads what a peer wrote, guided by coverage
     Fuzz(fuzz::Args),
-    /// Compare with the Python original, side by side on this machine
+    /// Compare with NIXL itself, the Python original and what the machine can do, side by side
     Bench(bench::Args),
 }
 

@@ -13,8 +13,6 @@ use crate::lines::{answer, questions};
 use crate::resident::resident;
 use crate::{Load, Pieces, Round, Samples, Usage};
 
-/// Bursts in a round at the least, however long they take.
-const FEWEST: usize = 3;
 /// How long a warm-up goes on: registrations, connections and first touches are over by then.
 const WARM_UP: Duration = Duration::from_millis(50);
 /// Bursts in a warm-up at the least.
@@ -103,8 +101,7 @@ fn measure(engine: &mut dyn Active, load: &Load) -> Result<Round> {
             next += load.every;
         }
         one(engine, load, &clocks, &mut round)?;
-        let is_enough = started.elapsed() >= load.lasts && round.bursts.len() >= FEWEST;
-        if load.cold || is_enough {
+        if started.elapsed() >= load.lasts && round.bursts.len() >= load.fewest {
             break;
         }
     }

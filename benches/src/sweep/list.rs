@@ -60,6 +60,7 @@ pub fn all(quick: bool) -> Vec<Sweep> {
         requests(),
         rate(),
         idle(),
+        minute(),
         offers(),
         strangers(),
         cold(),
@@ -77,18 +78,18 @@ pub fn names() -> Vec<&'static str> {
 
 /// Operations at once, descriptors, regions and the like in a quick sweep, at most.
 const QUICK_MOST: u64 = 1000;
-/// Bytes in a quick sweep, at most.
-const QUICK_BYTES: usize = 1 << 20;
+/// Bytes in an operation of a quick sweep, at most.
+const QUICK_BYTES: usize = 4 << 20;
 
+/// Leaves the first point, and the last that is small.
 fn shorten(sweep: &mut Sweep) {
-    let most = if sweep.points.last().is_some_and(|(at, load)| *at == load.bytes() as u64) {
-        QUICK_BYTES as u64
-    } else {
-        QUICK_MOST
+    let is_small = |(at, load): &(u64, Load)| {
+        let is_of_bytes = *at == load.size as u64;
+        load.bytes() <= QUICK_BYTES && (is_of_bytes || *at <= QUICK_MOST)
     };
-    sweep.points.retain(|(at, load)| *at <= most && load.bytes() <= 4 * QUICK_BYTES);
-    let inner = 1..sweep.points.len().saturating_sub(1).max(1);
-    sweep.points.drain(inner);
+    let last = sweep.points.iter().rposition(is_small).unwrap_or_default();
+    sweep.points.truncate(last + 1);
+    sweep.points.drain(1..last.max(1));
     for (_, load) in &mut sweep.points {
         load.lasts = Duration::from_millis(20);
         load.idle = load.idle.min(Duration::from_millis(10));
@@ -320,6 +321,26 @@ fn idle() -> Sweep {
     }
 }
 
+fn minute() -> Sweep {
+    Sweep {
+        name: "minute",
+        title: "After a minute of silence",
+        about: "The same with a whole minute. A round has one sample, so that this can only show what the second \
+                hides.",
+        axis: "milliseconds of silence",
+        points: along(&[60_000], |at, load| {
+            load.idle = Duration::from_millis(at);
+            load.lasts = Duration::ZERO;
+            load.fewest = 1;
+        }),
+        engines: vec![Nixl, Local],
+        rounds: 2,
+        fresh: false,
+        columns: IDLE,
+        plots: &[],
+    }
+}
+
 fn offers() -> Sweep {
     Sweep {
         name: "offers",
@@ -362,6 +383,8 @@ fn cold() -> Sweep {
         points: along(&[4 << 10, 64 << 20], |at, load| {
             load.size = at as usize;
             load.cold = true;
+            load.lasts = Duration::ZERO;
+            load.fewest = 1;
         }),
         engines: vec![Nixl, Bare, NixlTcp, BareTcp, Local, Attach, Original],
         rounds: 5,

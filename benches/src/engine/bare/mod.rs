@@ -40,6 +40,9 @@ struct Prepared {
 pub(super) struct Bare {
     // Dropped in this order: what points into the agent, the agent, the memory.
     ready: Option<Ready>,
+    /// What the passive side said of itself; `ready` is made of it.
+    prepared: Option<Prepared>,
+    load: Load,
     options: OptArgs,
     _backend: Backend,
     agent: Agent,
@@ -55,7 +58,6 @@ struct Ready {
     requests: Vec<Requests>,
     peers: Vec<String>,
     _registrations: Vec<RegistrationHandle>,
-    in_flight: usize,
 }
 
 /// A request that is under way: of which slot, since when, and itself unless it is kept.
@@ -71,6 +73,8 @@ impl Bare {
         options.set_notification_message(NOTIFICATION)?;
         Ok(Self {
             ready: None,
+            prepared: None,
+            load: Load::PAGE,
             options,
             _backend: backend,
             agent,
@@ -80,14 +84,10 @@ impl Bare {
             burst: 0,
         })
     }
-}
 
-impl Active for Bare {
-    fn prepare(&mut self, load: &Load) -> Result<()> {
-        ensure!(load.strangers == 0, "nobody would read a stranger's notifications");
-        self.passive.send(&Ask::Prepare(*load))?;
-        let prepared: Prepared = self.passive.receive()?;
-        self.targets = (0..load.in_flight).map(|_| Pieces::target(load.size, load.descriptors)).collect();
+    /// Registers the targets, and gets to know the peers.
+    fn connect(&mut self) -> Result<()> {
+        let prepared = self.prepared.take().context("prepared")?;
         let registrations = self.targets.iter_mut().map(|target| register(&self.agent, target));
         let registrations = registrations.collect::<Result<_>>()?;
         let locals: Vec<Spots> = self.targets.iter_mut().map(Pieces::spots).collect();
@@ -104,25 +104,39 @@ impl Active for Bare {
             )?);
             peers.push(peer);
         }
-        self.ready =
-            Some(Ready { requests, peers, _registrations: registrations, in_flight: load.in_flight });
+        self.ready = Some(Ready { requests, peers, _registrations: registrations });
         Ok(())
+    }
+}
+
+impl Active for Bare {
+    fn prepare(&mut self, load: &Load) -> Result<()> {
+        ensure!(load.strangers == 0, "nobody would read a stranger's notifications");
+        self.load = *load;
+        self.passive.send(&Ask::Prepare(*load))?;
+        self.prepared = Some(self.passive.receive()?);
+        self.targets = (0..load.in_flight).map(|_| Pieces::target(load.size, load.descriptors)).collect();
+        // A cold read pays for its connection and its registration, as this library's does.
+        if load.cold { Ok(()) } else { self.connect() }
     }
 
     fn offer(&mut self) -> Result<Offers> {
         self.burst += 1;
-        let ready = self.ready.as_ref().context("prepared")?;
-        let peer = self.burst % ready.peers.len();
-        self.passive.send(&Ask::Offer { count: ready.in_flight, peer })?;
+        let peer = self.burst % self.load.peers;
+        self.passive.send(&Ask::Offer { count: self.load.in_flight, peer })?;
         self.passive.receive()
     }
 
     fn burst(&mut self, reads: &mut Samples) -> Result<()> {
-        let ready = self.ready.as_ref().context("prepared")?;
-        let requests = &ready.requests[self.burst % ready.requests.len()];
-        let mut moving = Vec::with_capacity(ready.in_flight);
-        for slot in 0..ready.in_flight {
-            let begun = Instant::now();
+        let cold = self.ready.is_none().then(Instant::now);
+        if cold.is_some() {
+            self.connect()?;
+        }
+        let ready = self.ready.as_ref().context("connected")?;
+        let requests = &ready.requests[self.burst % self.load.peers];
+        let mut moving = Vec::with_capacity(self.load.in_flight);
+        for slot in 0..self.load.in_flight {
+            let begun = cold.unwrap_or_else(Instant::now);
             let fresh = requests.fresh(&self.agent, &self.options, slot)?;
             let request = fresh.as_ref().unwrap_or_else(|| requests.kept(slot));
             if self.agent.post_xfer_req(request, Some(&self.options))? {
@@ -160,7 +174,7 @@ impl Active for Bare {
     }
 
     fn release(&mut self) -> Result<()> {
-        let ready = self.ready.take().context("prepared")?;
+        let ready = self.ready.take().context("connected")?;
         for peer in &ready.peers {
             // Regions of the next load may overlap these, and NIXL would look into the wrong ones.
             self.agent.invalidate_remote_md(peer)?;
