@@ -79,7 +79,9 @@ impl Metric {
     /// Its value in `round`; `None` where that has too few samples, or none.
     pub fn of(self, load: &Load, round: &Round) -> Option<f64> {
         let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
-        let burst = || round.bursts.percentile(0.5).map(|burst| burst.as_secs_f64());
+        // A burst of one is its read, and what surrounds that is the Python worker's own affair.
+        let bursts = if load.in_flight == 1 { &round.reads } else { &round.bursts };
+        let burst = || bursts.percentile(0.5).map(|burst| burst.as_secs_f64());
         let operations = load.in_flight as f64;
         let share = |used: Duration, of: Duration| {
             (!of.is_zero()).then(|| used.as_secs_f64() / of.as_secs_f64() * 100.0)
@@ -180,6 +182,7 @@ pub fn shown(value: Option<f64>) -> String {
         None => "-".to_owned(),
         Some(value) if value.abs() >= 100.0 => format!("{value:.0}"),
         Some(value) if value.abs() >= 10.0 => format!("{value:.1}"),
-        Some(value) => format!("{value:.2}"),
+        Some(value) if value == 0.0 || value.abs() >= 0.01 => format!("{value:.2}"),
+        Some(value) => format!("{value:.0e}"),
     }
 }

@@ -11,19 +11,45 @@ use crate::engine::Engine;
 use crate::metric::{Metric, shown};
 use crate::sweep::{Cell, Plot, Sweep, place};
 
-/// Wide enough for the legend beside the lines.
-const SIZE: (u32, u32) = (860, 480);
-/// Colours that people who see fewer of them can tell apart, too (Okabe and Ito, 2008).
-const COLOURS: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(90, 90, 90),
-];
+/// The drawing, with the legend at its right: lines would run through one inside.
+const SIZE: (u32, u32) = (940, 460);
+const LEGEND: u32 = 220;
 const FONT: (&str, u32) = ("sans-serif", 14);
+const TITLE: (&str, u32) = ("sans-serif", 18);
+
+// Colours that people who see fewer of them can tell apart, too (Okabe and Ito, 2008).
+const BLUE: RGBColor = RGBColor(0, 114, 178);
+const SKY: RGBColor = RGBColor(86, 180, 233);
+const GREEN: RGBColor = RGBColor(0, 158, 115);
+const VERMILION: RGBColor = RGBColor(213, 94, 0);
+const ORANGE: RGBColor = RGBColor(230, 159, 0);
+const PURPLE: RGBColor = RGBColor(204, 121, 167);
+const GREY: RGBColor = RGBColor(90, 90, 90);
+
+/// An engine's colour, the same in all plots, and whether its markers are hollow.
+fn look(engine: Engine) -> (RGBColor, bool) {
+    match engine {
+        Engine::Nixl => (BLUE, false),
+        Engine::NixlAsync => (BLUE, true),
+        Engine::NixlTcp => (SKY, false),
+        Engine::NixlThread => (SKY, true),
+        Engine::Local => (GREEN, false),
+        Engine::LocalAsync => (GREEN, true),
+        Engine::Bare => (VERMILION, false),
+        Engine::BareRepost => (VERMILION, true),
+        Engine::BareTcp => (ORANGE, false),
+        Engine::BareLists => (ORANGE, true),
+        Engine::Original => (PURPLE, false),
+        Engine::BarePrepared => (PURPLE, true),
+        Engine::Attach => (GREY, false),
+        Engine::Memcpy => (GREY, true),
+    }
+}
+
+fn marker(engine: Engine) -> ShapeStyle {
+    let (colour, is_hollow) = look(engine);
+    if is_hollow { colour.stroke_width(2) } else { colour.filled() }
+}
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
@@ -107,9 +133,12 @@ fn graph(
     let points = all.iter().flat_map(|series| series.points.iter());
     let xs = range(points.clone().map(|(x, _)| *x)).log_scale();
     let ys = range(points.map(|(_, y)| *y)).log_scale();
-    let mut chart = ChartBuilder::on(area)
-        .caption(sweep.title, ("sans-serif", 18))
+    let (area, beside) = area.split_horizontally(SIZE.0 - LEGEND);
+    legend(&beside, all)?;
+    let mut chart = ChartBuilder::on(&area)
+        .caption(sweep.title, TITLE)
         .margin(12)
+        .margin_right(24)
         .x_label_area_size(44)
         .y_label_area_size(70)
         .build_cartesian_2d(xs, ys)
@@ -124,28 +153,26 @@ fn graph(
         .light_line_style(WHITE)
         .draw()
         .map_err(|error| failed(&error))?;
-    for (index, series) in all.iter().enumerate() {
-        let colour = COLOURS[index % COLOURS.len()];
-        // Beyond the colours there are, a hollow marker tells two of the same apart.
-        let marker = if index < COLOURS.len() { colour.filled() } else { colour.stroke_width(2) };
+    for series in all {
         if connected {
+            let (colour, _) = look(series.engine);
             let line = LineSeries::new(series.points.iter().copied(), colour.stroke_width(2));
             chart.draw_series(line).map_err(|error| failed(&error))?;
         }
-        chart
-            .draw_series(series.points.iter().map(|point| Circle::new(*point, 4, marker)))
-            .map_err(|error| failed(&error))?
-            .label(series.engine.label())
-            .legend(move |(x, y)| Circle::new((x + 8, y), 4, marker));
+        let markers = series.points.iter().map(|point| Circle::new(*point, 4, marker(series.engine)));
+        chart.draw_series(markers).map_err(|error| failed(&error))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .label_font(FONT)
-        .draw()
-        .map_err(|error| failed(&error))
+    Ok(())
+}
+
+fn legend(area: &Area<'_>, all: &[Series]) -> Result<()> {
+    let style = TextStyle::from(FONT).pos(Pos::new(HPos::Left, VPos::Center));
+    for (index, series) in all.iter().enumerate() {
+        let y = 60 + 24 * index as i32;
+        area.draw(&Circle::new((12, y), 4, marker(series.engine))).map_err(|error| failed(&error))?;
+        area.draw_text(series.engine.label(), &style, (24, y)).map_err(|error| failed(&error))?;
+    }
+    Ok(())
 }
 
 /// One bar below the other, because their names are long; logarithmic, because the original's would leave no room
@@ -159,8 +186,9 @@ fn bars(area: &Area<'_>, sweep: &Sweep, cells: &[Cell], metric: Metric) -> Resul
     let xs = range(all.iter().map(value));
     let least = xs.start;
     let mut chart = ChartBuilder::on(area)
-        .caption(format!("{}: {}", sweep.title, metric.heading()), ("sans-serif", 18))
+        .caption(format!("{}: {}", sweep.title, metric.heading()), TITLE)
         .margin(12)
+        .margin_right(24)
         .x_label_area_size(36)
         .y_label_area_size(210)
         .build_cartesian_2d(xs.log_scale(), 0f64..all.len() as f64)
@@ -178,7 +206,7 @@ fn bars(area: &Area<'_>, sweep: &Sweep, cells: &[Cell], metric: Metric) -> Resul
     let style = TextStyle::from(FONT).pos(Pos::new(HPos::Right, VPos::Center));
     for (index, series) in all.iter().enumerate() {
         let middle = (all.len() - index) as f64 - 0.5;
-        let (value, colour) = (value(series), COLOURS[index % COLOURS.len()]);
+        let (value, (colour, _)) = (value(series), look(series.engine));
         let bar = Rectangle::new([(least, middle - 0.35), (value, middle + 0.35)], colour.filled());
         chart.draw_series([bar]).map_err(|error| failed(&error))?;
         let (x, y) = chart.backend_coord(&(least, middle));

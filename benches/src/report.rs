@@ -28,7 +28,8 @@ are what travels.
   For nixl-sys it is from making the request until its status is success, with memory that stays registered.
 * nixl-sys drives itself on both sides and yields between looks, as this library does; the passive side never sleeps,
   so its CPU time says little.
-* The original's reads are timed by itself, from `begin_read` to completion; its whole rounds have two more pipes.
+* The original's reads are timed by itself, from `begin_read` to completion. Its whole rounds have two more pipes,
+  and they, its bursts and its CPU times also have the making and checking of its tensors.
 * Percentiles are over all rounds together. A dash means that too few samples stand behind one.
 
 ";

@@ -68,10 +68,12 @@ fn compare(args: &Args) -> Result<()> {
     let mut bench = Bench::new(args.quick, &machine, records, bar.clone())?;
     let mut cells = Vec::new();
     for sweep in &sweeps {
+        let begun = Instant::now();
         cells.extend(bench.run(sweep)?);
         if !args.quick {
             let table = table::plain(table::of_sweep(sweep, &cells));
-            bar.suspend(|| println!("{}\n{table}\n", sweep.title));
+            let seconds = begun.elapsed().as_secs();
+            bar.suspend(|| println!("{} ({}, {seconds} s)\n{table}\n", sweep.title, sweep.name));
         }
     }
     bar.finish_and_clear();

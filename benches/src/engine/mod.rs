@@ -103,9 +103,9 @@ impl Engine {
     pub fn can(self, load: &Load) -> bool {
         let is_plain = load.in_flight == 1 && load.peers == 1 && load.regions == 0 && load.open == 0;
         match self {
-            // A buffer of torch costs it three times its size, and each descriptor a tensor.
+            // Each descriptor is a tensor that its worker makes and checks, which takes it seconds for 64 MiB.
             Self::Original => {
-                load.bytes() <= 256 << 20
+                load.bytes() <= 64 << 20
                     && load.descriptors <= 1024
                     && load.in_flight <= 100
                     && load.regions <= 1000

@@ -149,10 +149,9 @@ fn size() -> Sweep {
         title: "Bytes in one read",
         about: "One read at a time, of one descriptor.",
         axis: "bytes in a read",
-        points: along(
-            &[1, 64, 4 << 10, 64 << 10, 1 << 20, 16 << 20, 64 << 20, 256 << 20, 1 << 30],
-            |at, load| load.size = at as usize,
-        ),
+        points: along(&[1, 256, 4 << 10, 64 << 10, 1 << 20, 16 << 20, 64 << 20, 1 << 30], |at, load| {
+            load.size = at as usize
+        }),
         engines: movers(),
         rounds: 5,
         fresh: false,
