@@ -180,6 +180,7 @@ impl Side {
 pub fn shown(value: Option<f64>) -> String {
     match value {
         None => "-".to_owned(),
+        Some(value) if value.abs() >= 1e7 => format!("{value:.1e}"),
         Some(value) if value.abs() >= 100.0 => format!("{value:.0}"),
         Some(value) if value.abs() >= 10.0 => format!("{value:.1}"),
         Some(value) if value == 0.0 || value.abs() >= 0.01 => format!("{value:.2}"),

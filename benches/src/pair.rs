@@ -3,6 +3,9 @@
 use std::env;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, killpg};
@@ -11,6 +14,10 @@ use nix::unistd::Pid;
 use crate::engine::{Answer, Engine};
 use crate::lines::Lines;
 use crate::{Load, Round};
+
+/// How long an answer may take. The longest rounds are of a minute, and the original's start may read gigabytes of
+/// torch from a cold disk.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// An engine's processes. They are stopped but for the rounds they are asked for: many pairs take turns, and some
 /// of them spin.
@@ -49,7 +56,17 @@ impl Pair {
     }
 
     fn answer(&mut self) -> Result<Option<Round>> {
-        match self.active.receive()? {
+        // Killed, they end their output, and whoever waits for it learns of that.
+        let (answered, waiting) = mpsc::channel::<()>();
+        let group = self.group;
+        thread::spawn(move || {
+            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                let _ = killpg(group, Signal::SIGKILL);
+            }
+        });
+        let answer = self.active.receive();
+        drop(answered);
+        match answer? {
             Answer::Ready => Ok(None),
             Answer::Done(round) => Ok(Some(*round)),
             Answer::Failed(reason) => bail!(reason),

@@ -88,7 +88,7 @@ fn compare(args: &Args) -> Result<()> {
     let page = report::write(&out, &machine, &sweeps, &cells, &goals)?;
     println!("{}", moved(&cells));
     println!("{} was written after {} s", page.display(), started.elapsed().as_secs());
-    judge(&goals)
+    judge(bench.failures(), &goals)
 }
 
 /// What was moved and checked.
@@ -97,10 +97,14 @@ fn moved(cells: &[Cell]) -> String {
     let operations: usize = rounds().map(|round| round.reads.len()).sum();
     let bytes: u64 = rounds().map(|round| round.bytes).sum();
     let gigabytes = bytes as f64 / 1e9;
-    format!("{operations} operations in {} rounds moved {gigabytes:.1} GB, all as sent", rounds().count())
+    format!(
+        "{operations} operations in {} rounds moved {gigabytes:.1} GB, and all that arrived was compared",
+        rounds().count()
+    )
 }
 
-fn judge(goals: &[Goal]) -> Result<()> {
+fn judge(failures: &[String], goals: &[Goal]) -> Result<()> {
+    ensure!(failures.is_empty(), "not everything worked:\n{}", failures.join("\n"));
     let missed = goals.iter().filter(|goal| !goal.is_met()).count();
     ensure!(missed == 0, "{missed} goals were missed, see above; was the machine busy with something else?");
     Ok(())

@@ -46,6 +46,9 @@ const IDLE: &[Metric] = &[
     Metric::Learned99,
 ];
 
+/// For a point of most sweeps. With what the others have, a run takes less than half an hour.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// All sweeps, those first that most often matter. `quick` ones have the same engines, the ends of each axis, and
 /// are too short to say how fast anything is.
 pub fn all(quick: bool) -> Vec<Sweep> {
@@ -121,6 +124,7 @@ fn small() -> Sweep {
             Attach, Memcpy,
         ],
         rounds: 15,
+        patience: Duration::from_secs(150),
         fresh: false,
         columns: &[
             Metric::P50,
@@ -154,6 +158,7 @@ fn size() -> Sweep {
         }),
         engines: movers(),
         rounds: 5,
+        patience: Duration::from_secs(75),
         fresh: false,
         columns: READS,
         plots: &[
@@ -174,6 +179,7 @@ fn descriptors() -> Sweep {
         points: along(&[1, 16, 64, 256, 1024, 4096, 16384], |at, load| load.descriptors = at as usize),
         engines: movers(),
         rounds: 5,
+        patience: PATIENCE,
         fresh: false,
         columns: READS,
         plots: &[Plot::Lines(Metric::P50), Plot::Lines(Metric::Bandwidth)],
@@ -189,6 +195,7 @@ fn in_flight() -> Sweep {
         points: along(&[1, 10, 100, 1000, 10_000], |at, load| load.in_flight = at as usize),
         engines: vec![Nixl, NixlAsync, Bare, Local, LocalAsync, Original],
         rounds: 5,
+        patience: PATIENCE,
         fresh: false,
         columns: COSTS,
         plots: &[Plot::Lines(Metric::PerOperation), Plot::Lines(Metric::CpuPerOperation(Side::Active))],
@@ -204,6 +211,7 @@ fn open() -> Sweep {
         points: along(&[1, 10, 100, 1000, 10_000], |at, load| load.open = at as usize),
         engines: vec![Nixl, Local],
         rounds: 5,
+        patience: PATIENCE,
         fresh: false,
         columns: ROUNDS,
         plots: &[Plot::Lines(Metric::P50), Plot::Lines(Metric::Whole)],
@@ -233,6 +241,7 @@ fn regions() -> Sweep {
         points: along(&[1, 10, 100, 1000, 10_000], |at, load| load.regions = at as usize),
         engines: vec![Nixl, Bare, Local, Original],
         rounds: 5,
+        patience: PATIENCE,
         fresh: false,
         columns: ROUNDS,
         plots: &[Plot::Lines(Metric::P50), Plot::Lines(Metric::Whole), Plot::Lines(Metric::Document)],
@@ -252,6 +261,7 @@ fn peers() -> Sweep {
         }),
         engines: vec![Nixl, Bare, Local],
         rounds: 3,
+        patience: PATIENCE,
         fresh: false,
         columns: ROUNDS,
         plots: &[Plot::Lines(Metric::P50)],
@@ -262,11 +272,13 @@ fn requests() -> Sweep {
     Sweep {
         name: "requests",
         title: "4,096 descriptors, again and again",
-        about: "What there is to gain from keeping what NIXL made of a list of 4,096 pages.",
+        about: "What there is to gain from keeping what NIXL made of a list of 4,096 pages. This library keeps nothing \
+                between operations yet.",
         axis: "descriptors of 4 KiB in a read",
         points: along(&[1, 4096], |at, load| load.descriptors = at as usize),
         engines: vec![BareLists, Bare, BarePrepared, BareRepost, Nixl],
         rounds: 7,
+        patience: PATIENCE,
         fresh: false,
         columns: READS,
         plots: &[Plot::Lines(Metric::P50)],
@@ -286,6 +298,7 @@ fn rate() -> Sweep {
         }),
         engines: vec![Nixl, NixlAsync, NixlThread, Local, LocalAsync, Bare],
         rounds: 3,
+        patience: PATIENCE,
         fresh: false,
         columns: &[
             Metric::Share(Side::Active),
@@ -310,10 +323,11 @@ fn idle() -> Sweep {
         axis: "milliseconds of silence",
         points: along(&[1000], |at, load| {
             load.idle = Duration::from_millis(at);
-            load.lasts = Duration::from_secs(17);
+            load.lasts = Duration::from_secs(25);
         }),
         engines: vec![Nixl, NixlThread, Local, Bare, Original],
-        rounds: 3,
+        rounds: 2,
+        patience: PATIENCE,
         fresh: false,
         columns: IDLE,
         plots: &[Plot::Dots(Metric::IdleShare(Side::Passive), Metric::Learned)],
@@ -333,7 +347,8 @@ fn minute() -> Sweep {
             load.fewest = 1;
         }),
         engines: vec![Nixl, Local],
-        rounds: 2,
+        rounds: 1,
+        patience: PATIENCE,
         fresh: false,
         columns: IDLE,
         plots: &[],
@@ -350,6 +365,7 @@ fn offers() -> Sweep {
         points: along(&[4 << 10, 1 << 20, 64 << 20], |at, load| load.size = at as usize),
         engines: vec![Nixl, Local, Original],
         rounds: 5,
+        patience: PATIENCE,
         fresh: false,
         columns: &[Metric::Offer, Metric::Document, Metric::Whole],
         plots: &[Plot::Lines(Metric::Offer)],
@@ -366,6 +382,7 @@ fn strangers() -> Sweep {
         points: along(&[1, 100, 1000, 10_000], |at, load| load.strangers = at as usize),
         engines: vec![Nixl, Original],
         rounds: 3,
+        patience: PATIENCE,
         fresh: false,
         columns: ROUNDS,
         plots: &[Plot::Lines(Metric::Whole)],
@@ -387,6 +404,7 @@ fn cold() -> Sweep {
         }),
         engines: vec![Nixl, Bare, NixlTcp, BareTcp, Local, Attach, Original],
         rounds: 5,
+        patience: PATIENCE,
         fresh: true,
         columns: &[
             Metric::P50,
@@ -395,5 +413,29 @@ fn cold() -> Sweep {
             Metric::Resident(Side::Passive),
         ],
         plots: &[Plot::Lines(Metric::P50)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quick_sweep_has_the_same_engines_and_one_or_two_small_points() {
+        for (quick, full) in all(true).into_iter().zip(all(false)) {
+            assert_eq!(quick.engines, full.engines);
+            assert!(matches!(quick.points.len(), 1 | 2), "{}: {:?}", quick.name, quick.points);
+            assert!(quick.points.iter().all(|(_, load)| load.bytes() <= QUICK_BYTES), "{}", quick.name);
+        }
+    }
+
+    #[test]
+    fn sweeps_have_names_of_their_own_and_axes_that_rise() {
+        let mut names = names();
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
+        for sweep in all(false) {
+            assert!(sweep.points.is_sorted_by_key(|(at, _)| *at), "{}", sweep.name);
+        }
     }
 }

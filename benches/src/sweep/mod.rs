@@ -3,6 +3,8 @@
 mod list;
 mod run;
 
+use std::time::Duration;
+
 use crate::engine::Engine;
 use crate::metric::Metric;
 use crate::{Load, Round};
@@ -27,6 +29,8 @@ pub struct Sweep {
     pub engines: Vec<Engine>,
     /// How often each point is measured with each engine, in turns.
     pub rounds: usize,
+    /// A point that has taken so long gets no further rounds, so that a slow or busy machine is done in time, too.
+    pub patience: Duration,
     /// Every round has processes of its own.
     pub fresh: bool,
     /// The columns of its table.

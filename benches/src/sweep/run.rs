@@ -3,16 +3,21 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io::Write;
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::{Cell, Sweep};
+use crate::Round;
 use crate::engine::Engine;
 use crate::machine::Machine;
 use crate::pair::Pair;
 use crate::record::Record;
+
+/// Rounds of a point, however long they take: one could be any.
+const FEWEST_ROUNDS: usize = 2;
 
 /// Where the rounds of a run are measured and written down.
 pub struct Bench<W> {
@@ -21,6 +26,7 @@ pub struct Bench<W> {
     keeps_pairs: bool,
     records: W,
     bar: ProgressBar,
+    failures: Vec<String>,
 }
 
 impl<W: Write> Bench<W> {
@@ -30,13 +36,19 @@ impl<W: Write> Bench<W> {
     /// The first record, which is of the machine, can't be written.
     pub fn new(keeps_pairs: bool, machine: &Machine, mut records: W, bar: ProgressBar) -> Result<Self> {
         write_line(&mut records, machine)?;
-        Ok(Self { pairs: HashMap::new(), keeps_pairs, records, bar })
+        Ok(Self { pairs: HashMap::new(), keeps_pairs, records, bar, failures: Vec::new() })
+    }
+
+    /// What did not work so far: an engine that does not start, an operation that failed or moved wrong bytes. The
+    /// run goes on without that engine at that point.
+    pub fn failures(&self) -> &[String] {
+        &self.failures
     }
 
     /// Measures a sweep.
     ///
     /// # Errors
-    /// An engine does not start, an operation failed, or moved wrong bytes.
+    /// The records can't be written.
     pub fn run(&mut self, sweep: &Sweep) -> Result<Vec<Cell>> {
         let mut cells = Vec::new();
         for (at, load) in &sweep.points {
@@ -52,12 +64,20 @@ impl<W: Write> Bench<W> {
                     rounds: Vec::new(),
                 })
                 .collect();
+            let begun = Instant::now();
             for round in 0..sweep.rounds {
+                if round >= FEWEST_ROUNDS && begun.elapsed() > sweep.patience {
+                    self.bar.inc(((sweep.rounds - round) * engines.len()) as u64);
+                    break;
+                }
                 // Each begins in turn: who comes after a noisy one would always come after it.
                 for turn in 0..point.len() {
                     let cell = &mut point[(turn + round) % engines.len()];
                     self.bar.set_message(format!("{}: {}", sweep.name, cell.engine.label()));
-                    self.measure(sweep, cell)?;
+                    // One that failed is not tried again.
+                    if cell.rounds.len() == round {
+                        self.measure(sweep, cell)?;
+                    }
                     self.bar.inc(1);
                 }
             }
@@ -71,18 +91,30 @@ impl<W: Write> Bench<W> {
 
     /// One round of one engine at one point.
     fn measure(&mut self, sweep: &Sweep, cell: &mut Cell) -> Result<()> {
-        let what = || format!("{}, at {} of the sweep {}", cell.engine.label(), cell.at, sweep.name);
         if sweep.fresh {
             self.pairs.remove(&cell.engine);
         }
+        match self.round(cell) {
+            Ok(round) => {
+                write_line(&mut self.records, &Record::new(cell, cell.rounds.len(), &round))?;
+                cell.rounds.push(round);
+            }
+            Err(error) => {
+                self.pairs.remove(&cell.engine);
+                let failure = format!("{}, {} at {}: {error:#}", cell.engine.label(), sweep.name, cell.at);
+                self.bar.suspend(|| eprintln!("{failure}"));
+                self.failures.push(failure);
+            }
+        }
+        Ok(())
+    }
+
+    fn round(&mut self, cell: &Cell) -> Result<Round> {
         let pair = match self.pairs.entry(cell.engine) {
             Entry::Occupied(pair) => pair.into_mut(),
             Entry::Vacant(place) => place.insert(Pair::start(cell.engine)?),
         };
-        let round = pair.round(&cell.load).with_context(what)?;
-        write_line(&mut self.records, &Record::new(cell, cell.rounds.len(), &round))?;
-        cell.rounds.push(round);
-        Ok(())
+        pair.round(&cell.load)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use connect_core::{Connector, ReadableOperation};
 
 use super::super::passive::{Ask, Learned};
@@ -15,13 +15,18 @@ use crate::pieces::{Pieces, Source};
 
 /// Runs it until the active side is gone.
 pub(in crate::engine) fn serve(engine: Engine) -> Result<()> {
-    let mut passive =
-        Passive { engine, connectors: vec![connector(engine)?], source: None, held: Vec::new() };
+    let mut passive = Passive {
+        engine,
+        connectors: vec![connector(engine)?],
+        source: None,
+        held: Vec::new(),
+        strangers: 0,
+    };
     for ask in questions() {
         match ask? {
             Ask::Prepare(load) => answer(&passive.prepare(&load)?)?,
             Ask::Offer { count, peer } => passive.offer(count, peer)?,
-            Ask::Release => answer(&passive.release())?,
+            Ask::Release => answer(&passive.release()?)?,
         }
     }
     Ok(())
@@ -34,6 +39,8 @@ struct Passive {
     source: Option<Source>,
     /// Offers that nobody takes.
     held: Vec<ReadableOperation>,
+    /// How many notifications a stranger will have sent by the end of the round.
+    strangers: usize,
 }
 
 impl Passive {
@@ -41,6 +48,7 @@ impl Passive {
         while self.connectors.len() < load.peers {
             self.connectors.push(connector(self.engine)?);
         }
+        self.strangers = load.strangers;
         self.source = Some(Pieces::source(load.size, load.descriptors).into());
         let connector = &self.connectors[0];
         if load.regions > 0 {
@@ -72,9 +80,12 @@ impl Passive {
         answer(&Learned(clock::now()?))
     }
 
-    fn release(&mut self) {
+    fn release(&mut self) -> Result<()> {
+        let unmatched = self.connectors[0].stats().unmatched_notifications;
+        ensure!(unmatched >= self.strangers as u64, "only {unmatched} foreign notifications arrived");
         self.held.clear();
         self.source = None;
+        Ok(())
     }
 }
 
