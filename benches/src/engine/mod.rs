@@ -1,4 +1,5 @@
-//! What is measured: [`Engine`] names each, one file holds each, and [`Active`] is what they have in common.
+//! What is measured: [`Engine`] names each, one file holds each, and `active.rs` has the round that is the same for
+//! all of them.
 //!
 //! Each engine runs in two processes of its own, an active and a passive one. The active one starts the passive
 //! one, and does what it is asked to by the process that a person started ([`crate::pair`]).

@@ -7,16 +7,13 @@ use crate::Load;
 use crate::engine::Engine::{self, *};
 use crate::metric::{Metric, Side};
 
-/// What all tables begin with.
-const LATENCY: [Metric; 5] = [Metric::P50, Metric::P99, Metric::P999, Metric::Bandwidth, Metric::Rate];
-
-/// A table of these columns.
+/// For sweeps that ask how fast bytes move.
 const READS: &[Metric] = &[
-    LATENCY[0],
-    LATENCY[1],
-    LATENCY[2],
-    LATENCY[3],
-    LATENCY[4],
+    Metric::P50,
+    Metric::P99,
+    Metric::P999,
+    Metric::Bandwidth,
+    Metric::Rate,
     Metric::CpuPerOperation(Side::Active),
     Metric::CpuPerOperation(Side::Passive),
     Metric::CpuPerGigabyte(Side::Active),
@@ -37,6 +34,20 @@ const COSTS: &[Metric] = &[
     Metric::Resident(Side::Passive),
 ];
 
+/// For sweeps that ask what is in the way of a whole round.
+const ROUNDS: &[Metric] = &[
+    Metric::P50,
+    Metric::P99,
+    Metric::Whole,
+    Metric::Learned,
+    Metric::Offer,
+    Metric::Document,
+    Metric::CpuPerOperation(Side::Active),
+    Metric::CpuPerOperation(Side::Passive),
+    Metric::Resident(Side::Passive),
+];
+
+/// For sweeps in which nothing happens.
 const IDLE: &[Metric] = &[
     Metric::IdleShare(Side::Active),
     Metric::IdleShare(Side::Passive),
@@ -217,19 +228,6 @@ fn open() -> Sweep {
         plots: &[Plot::Lines(Metric::P50), Plot::Lines(Metric::Whole)],
     }
 }
-
-/// For sweeps that ask what is in the way of a whole round.
-const ROUNDS: &[Metric] = &[
-    Metric::P50,
-    Metric::P99,
-    Metric::Whole,
-    Metric::Learned,
-    Metric::Offer,
-    Metric::Document,
-    Metric::CpuPerOperation(Side::Active),
-    Metric::CpuPerOperation(Side::Passive),
-    Metric::Resident(Side::Passive),
-];
 
 fn regions() -> Sweep {
     Sweep {
