@@ -53,8 +53,11 @@ impl Goal {
     pub fn found(&self) -> String {
         let (least, most) = self.spread;
         let unit = self.unit;
-        let [value, least, most] = [self.value, least, most].map(|value| shown(Some(value)));
-        format!("{value}{unit} ({least} to {most})")
+        let value = format!("{}{unit}", shown(Some(self.value)));
+        if least == most {
+            return value;
+        }
+        format!("{value} ({} to {})", shown(Some(least)), shown(Some(most)))
     }
 
     /// One word.
@@ -164,8 +167,8 @@ impl Judge<'_> {
     fn idleness(mut self) -> Self {
         for engine in [Nixl, Local] {
             let spot = ("idle", 1000, engine);
-            for (side, name) in [(Side::Active, "active"), (Side::Passive, "passive")] {
-                let what = format!("idle, {name} side, {}", engine.label());
+            for side in [Side::Active, Side::Passive] {
+                let what = format!("idle, {} side, {}", side.name(), engine.label());
                 self.value(what, Limit::AtMost(3.0), " %", Metric::IdleShare(side), spot);
             }
             let what = format!("completion after silence, p99, {}", engine.label());
@@ -176,8 +179,8 @@ impl Judge<'_> {
 
     fn rate(mut self) -> Self {
         for engine in [Nixl, Local] {
-            for (side, name) in [(Side::Active, "active"), (Side::Passive, "passive")] {
-                let what = format!("1,000 operations a second, {name} side, {}", engine.label());
+            for side in [Side::Active, Side::Passive] {
+                let what = format!("1,000 operations a second, {} side, {}", side.name(), engine.label());
                 self.value(what, Limit::AtMost(5.0), " %", Metric::Share(side), ("rate", 1000, engine));
             }
         }

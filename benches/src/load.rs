@@ -1,5 +1,6 @@
 //! [`Load`], what a pair of processes is asked to do, and [`Round`], what it answers.
 
+use std::ops::Add;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -119,11 +120,23 @@ impl Round {
     }
 }
 
+impl Add for Usage {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            bursts: self.bursts + other.bursts,
+            idle: self.idle + other.idle,
+            whole: self.whole + other.whole,
+            resident: self.resident + other.resident,
+        }
+    }
+}
+
 impl Usage {
+    /// Takes in what the same process used in another round. Its memory is the most it had.
     fn extend(&mut self, other: Self) {
-        self.bursts += other.bursts;
-        self.idle += other.idle;
-        self.whole += other.whole;
-        self.resident = self.resident.max(other.resident);
+        let resident = self.resident.max(other.resident);
+        *self = Self { resident, ..*self + other };
     }
 }

@@ -41,13 +41,15 @@ pub enum Metric {
     Document,
 }
 
-/// Which of the two processes.
+/// Which process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The one that reads.
     Active,
     /// The one that offers.
     Passive,
+    /// The two together.
+    Both,
 }
 
 impl Metric {
@@ -113,65 +115,67 @@ impl Metric {
     }
 
     /// Its name in records.
-    pub fn name(self) -> &'static str {
-        match self {
+    pub fn name(self) -> String {
+        let name = match self {
             Self::P50 => "read_p50_us",
             Self::P99 => "read_p99_us",
             Self::P999 => "read_p999_us",
             Self::PerOperation => "per_operation_us",
             Self::Rate => "operations_per_s",
             Self::Bandwidth => "gb_per_s",
-            Self::CpuPerOperation(Side::Active) => "cpu_per_operation_active_us",
-            Self::CpuPerOperation(Side::Passive) => "cpu_per_operation_passive_us",
-            Self::CpuPerGigabyte(Side::Active) => "cpu_per_gb_active_ms",
-            Self::CpuPerGigabyte(Side::Passive) => "cpu_per_gb_passive_ms",
-            Self::Resident(Side::Active) => "resident_active_mb",
-            Self::Resident(Side::Passive) => "resident_passive_mb",
-            Self::IdleShare(Side::Active) => "idle_active_percent",
-            Self::IdleShare(Side::Passive) => "idle_passive_percent",
-            Self::Share(Side::Active) => "core_active_percent",
-            Self::Share(Side::Passive) => "core_passive_percent",
+            Self::CpuPerOperation(side) => return format!("cpu_per_operation_{}_us", side.name()),
+            Self::CpuPerGigabyte(side) => return format!("cpu_per_gb_{}_ms", side.name()),
+            Self::Resident(side) => return format!("resident_{}_mb", side.name()),
+            Self::IdleShare(side) => return format!("idle_{}_percent", side.name()),
+            Self::Share(side) => return format!("core_{}_percent", side.name()),
             Self::Whole => "whole_p50_us",
             Self::Learned => "learned_p50_us",
             Self::Learned99 => "learned_p99_us",
             Self::Offer => "offer_p50_us",
             Self::Document => "document_bytes",
-        }
+        };
+        name.to_owned()
     }
 
     /// Its heading in tables and plots, with the unit.
-    pub fn heading(self) -> &'static str {
-        match self {
+    pub fn heading(self) -> String {
+        let heading = match self {
             Self::P50 => "p50, us",
             Self::P99 => "p99, us",
             Self::P999 => "p99.9, us",
             Self::PerOperation => "us per operation",
             Self::Rate => "operations/s",
             Self::Bandwidth => "GB/s",
-            Self::CpuPerOperation(Side::Active) => "CPU us/op, active",
-            Self::CpuPerOperation(Side::Passive) => "CPU us/op, passive",
-            Self::CpuPerGigabyte(Side::Active) => "CPU ms/GB, active",
-            Self::CpuPerGigabyte(Side::Passive) => "CPU ms/GB, passive",
-            Self::Resident(Side::Active) => "MB, active",
-            Self::Resident(Side::Passive) => "MB, passive",
-            Self::IdleShare(Side::Active) => "idle, % of a core, active",
-            Self::IdleShare(Side::Passive) => "idle, % of a core, passive",
-            Self::Share(Side::Active) => "% of a core, active",
-            Self::Share(Side::Passive) => "% of a core, passive",
+            Self::CpuPerOperation(side) => return format!("CPU us/op, {}", side.name()),
+            Self::CpuPerGigabyte(side) => return format!("CPU ms/GB, {}", side.name()),
+            Self::Resident(side) => return format!("MB, {}", side.name()),
+            Self::IdleShare(side) => return format!("idle, % of a core, {}", side.name()),
+            Self::Share(side) => return format!("% of a core, {}", side.name()),
             Self::Whole => "whole round p50, us",
             Self::Learned => "passive side knows p50, us",
             Self::Learned99 => "passive side knows p99, us",
             Self::Offer => "offer p50, us",
             Self::Document => "metadata, bytes",
-        }
+        };
+        heading.to_owned()
     }
 }
 
 impl Side {
-    fn of(self, round: &Round) -> &Usage {
+    /// One word.
+    pub fn name(self) -> &'static str {
         match self {
-            Self::Active => &round.active,
-            Self::Passive => &round.passive,
+            Self::Active => "active",
+            Self::Passive => "passive",
+            Self::Both => "both",
+        }
+    }
+
+    fn of(self, round: &Round) -> Usage {
+        match self {
+            Self::Active => round.active,
+            Self::Passive => round.passive,
+            Self::Both => round.active + round.passive,
         }
     }
 }

@@ -113,7 +113,7 @@ fn lines(area: &Area<'_>, sweep: &Sweep, cells: &[Cell], metric: Metric) -> Resu
 
 fn dots(area: &Area<'_>, sweep: &Sweep, cells: &[Cell], across: Metric, up: Metric) -> Result<()> {
     let all = series(sweep, cells, |cell| Some((cell.pooled(across)?.max(0.001), cell.pooled(up)?)));
-    graph(area, sweep, &all, (across.heading(), &|value| shown(Some(value))), up, false)
+    graph(area, sweep, &all, (&across.heading(), &|value| shown(Some(value))), up, false)
 }
 
 /// An axis' name, and how a value on it is written.

@@ -25,7 +25,7 @@ impl Record {
     pub fn new(cell: &Cell, number: usize, round: &Round) -> Self {
         let value = |metric: &Metric| {
             let value = metric.of(&cell.load, round)?;
-            Some((metric.name().to_owned(), Value::from(value)))
+            Some((metric.name(), Value::from(value)))
         };
         Self {
             sweep: cell.sweep,

@@ -10,7 +10,8 @@ use crate::sweep::{Cell, Sweep, place};
 pub fn of_sweep(sweep: &Sweep, cells: &[Cell]) -> Table {
     let mut table = Table::new();
     let headings = sweep.columns.iter().map(|metric| metric.heading());
-    table.set_header([sweep.axis, "engine"].into_iter().chain(headings).chain(["samples"]));
+    let first = [sweep.axis, "engine"].into_iter().map(str::to_owned);
+    table.set_header(first.chain(headings).chain(["samples".to_owned()]));
     for cell in cells.iter().filter(|cell| cell.sweep == sweep.name) {
         let samples: usize = cell.rounds.iter().map(|round| round.reads.len()).sum();
         let values = sweep.columns.iter().map(|metric| shown(cell.pooled(*metric)));
