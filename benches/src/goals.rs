@@ -278,19 +278,8 @@ mod tests {
 
     /// What a full run measures, all of it equally fast.
     fn cells() -> Vec<Cell> {
-        let mut cells = Vec::new();
-        for sweep in sweep::all(false) {
-            for (at, load) in sweep.points {
-                let engines = sweep.engines.iter().filter(|engine| engine.can(&load));
-                cells.extend(engines.map(|engine| Cell {
-                    sweep: sweep.name,
-                    at,
-                    load,
-                    engine: *engine,
-                    rounds: rounds(&[10]),
-                }));
-            }
-        }
+        let mut cells: Vec<Cell> = sweep::all(false).iter().flat_map(|sweep| sweep.cells()).collect();
+        cells.iter_mut().for_each(|cell| cell.rounds = rounds(&[10]));
         cells
     }
 

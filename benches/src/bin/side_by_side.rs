@@ -62,7 +62,8 @@ fn compare(args: &Args) -> Result<()> {
     let folder = out.join(report::FOLDER);
     fs::create_dir_all(&folder)?;
     let records = BufWriter::new(File::create(folder.join("records.jsonl"))?);
-    let bar = ProgressBar::new(sweep::rounds(&sweeps) as u64);
+    let rounds: usize = sweeps.iter().map(|sweep| sweep.cells().len() * sweep.rounds).sum();
+    let bar = ProgressBar::new(rounds as u64);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} rounds, {elapsed}  {wide_msg}")?);
 
     let mut bench = Bench::new(args.quick, &machine, records, bar.clone())?;

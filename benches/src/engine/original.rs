@@ -27,8 +27,6 @@ pub(super) struct Original {
     documents: Vec<Value>,
     /// What is held open so that its regions are registered.
     held: Option<Value>,
-    /// Notifications the owner was sent by a stranger. It never forgets any.
-    strangers: usize,
 }
 
 impl Original {
@@ -37,22 +35,16 @@ impl Original {
         let (mut reader, mut owner) = (worker()?, worker()?);
         expect(&mut reader, "ready")?;
         expect(&mut owner, "ready")?;
-        Ok(Self { reader, owner, load: Load::PAGE, documents: Vec::new(), held: None, strangers: 0 })
+        Ok(Self { reader, owner, load: Load::PAGE, documents: Vec::new(), held: None })
     }
 
-    /// Sends the owner what it never asked for, until it has had so many of them.
+    /// Sends the owner what it never asked for. It never forgets any of that, so a pair is good for one such load.
     fn annoy(&mut self, count: usize) -> Result<()> {
-        if count <= self.strangers {
-            return Ok(());
-        }
         self.offer()?;
         let metadata = self.documents.first().context("an offer")?;
-        let missing = count - self.strangers;
-        self.reader.send(
-            &json!({"do": "notify", "metadata": metadata, "body": NEVER_ASKED_FOR, "count": missing}),
-        )?;
+        self.reader
+            .send(&json!({"do": "notify", "metadata": metadata, "body": NEVER_ASKED_FOR, "count": count}))?;
         expect(&mut self.reader, "notified")?;
-        self.strangers = count;
         self.burst(&mut Samples::default())?;
         self.learned().map(drop)
     }
@@ -60,10 +52,10 @@ impl Original {
 
 impl Active for Original {
     fn prepare(&mut self, load: &Load) -> Result<()> {
-        // One burst, which is of one here, is what a stranger needs to find the owner.
-        self.load = Load { in_flight: 1, ..*load };
-        self.annoy(load.strangers)?;
         self.load = *load;
+        if load.strangers > 0 {
+            self.annoy(load.strangers)?;
+        }
         if load.regions > 0 {
             let tensors = tensors(PAGE, load.regions);
             self.owner.send(&json!({"do": "readable", "tensors": tensors, "timeout": PATIENCE}))?;

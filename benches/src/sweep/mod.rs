@@ -10,7 +10,7 @@ use crate::metric::Metric;
 use crate::{Load, Round};
 
 pub use list::{all, names};
-pub use run::{Bench, rounds};
+pub use run::Bench;
 
 /// Loads that differ in one respect, for several engines.
 #[derive(Debug, Clone)]
@@ -29,7 +29,7 @@ pub struct Sweep {
     pub engines: Vec<Engine>,
     /// How often each point is measured with each engine, in turns.
     pub rounds: usize,
-    /// A point that has taken so long gets no further rounds, so that a slow or busy machine is done in time, too.
+    /// After so long there are no further rounds, so that a slow or busy machine is done in time, too.
     pub patience: Duration,
     /// Every round has processes of its own.
     pub fresh: bool,
@@ -37,6 +37,19 @@ pub struct Sweep {
     pub columns: &'static [Metric],
     /// Its plots.
     pub plots: &'static [Plot],
+}
+
+impl Sweep {
+    /// Every engine at every point that it can do, without rounds yet.
+    pub fn cells(&self) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for (at, load) in &self.points {
+            let engines = self.engines.iter().filter(|engine| engine.can(load));
+            let cell = |engine| Cell { sweep: self.name, at: *at, load: *load, engine, rounds: Vec::new() };
+            cells.extend(engines.copied().map(cell));
+        }
+        cells
+    }
 }
 
 /// A way to draw a sweep.

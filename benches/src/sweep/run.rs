@@ -16,7 +16,7 @@ use crate::machine::Machine;
 use crate::pair::Pair;
 use crate::record::Record;
 
-/// Rounds of a point, however long they take: one could be any.
+/// Rounds of a sweep, however long they take: one could be any.
 const FEWEST_ROUNDS: usize = 2;
 
 /// Where the rounds of a run are measured and written down.
@@ -50,38 +50,25 @@ impl<W: Write> Bench<W> {
     /// # Errors
     /// The records can't be written.
     pub fn run(&mut self, sweep: &Sweep) -> Result<Vec<Cell>> {
-        let mut cells = Vec::new();
-        for (at, load) in &sweep.points {
-            let engines: Vec<Engine> =
-                sweep.engines.iter().copied().filter(|engine| engine.can(load)).collect();
-            let mut point: Vec<Cell> = engines
-                .iter()
-                .map(|engine| Cell {
-                    sweep: sweep.name,
-                    at: *at,
-                    load: *load,
-                    engine: *engine,
-                    rounds: Vec::new(),
-                })
-                .collect();
-            let begun = Instant::now();
-            for round in 0..sweep.rounds {
-                if round >= FEWEST_ROUNDS && begun.elapsed() > sweep.patience {
-                    self.bar.inc(((sweep.rounds - round) * engines.len()) as u64);
-                    break;
-                }
-                // Each begins in turn: who comes after a noisy one would always come after it.
-                for turn in 0..point.len() {
-                    let cell = &mut point[(turn + round) % engines.len()];
-                    self.bar.set_message(format!("{}: {}", sweep.name, cell.engine.label()));
-                    // One that failed is not tried again.
-                    if cell.rounds.len() == round {
-                        self.measure(sweep, cell)?;
-                    }
-                    self.bar.inc(1);
-                }
+        let mut cells = sweep.cells();
+        let begun = Instant::now();
+        // All points of a round come before any of the next: ratios are formed between points, too.
+        for round in 0..sweep.rounds {
+            if round >= FEWEST_ROUNDS && begun.elapsed() > sweep.patience {
+                self.bar.inc(((sweep.rounds - round) * cells.len()) as u64);
+                break;
             }
-            cells.extend(point);
+            for turn in 0..cells.len() {
+                // Each begins in turn: who comes after a noisy one would always come after it.
+                let index = (turn + round) % cells.len();
+                let cell = &mut cells[index];
+                self.bar.set_message(format!("{}: {}", sweep.name, cell.engine.label()));
+                // One that failed is not tried again.
+                if cell.rounds.len() == round {
+                    self.measure(sweep, cell)?;
+                }
+                self.bar.inc(1);
+            }
         }
         if !self.keeps_pairs {
             self.pairs.clear();
@@ -121,13 +108,4 @@ impl<W: Write> Bench<W> {
 fn write_line(to: &mut impl Write, record: &impl Serialize) -> Result<()> {
     serde_json::to_writer(&mut *to, record)?;
     Ok(writeln!(to)?)
-}
-
-/// How many rounds these sweeps have.
-pub fn rounds(sweeps: &[Sweep]) -> usize {
-    let points = |sweep: &Sweep| {
-        let at = |(_, load): &(u64, _)| sweep.engines.iter().filter(|engine| engine.can(load)).count();
-        sweep.points.iter().map(at).sum::<usize>() * sweep.rounds
-    };
-    sweeps.iter().map(points).sum()
 }

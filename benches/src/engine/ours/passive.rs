@@ -85,6 +85,7 @@ impl Passive {
         ensure!(unmatched >= self.strangers as u64, "only {unmatched} foreign notifications arrived");
         self.held.clear();
         self.source = None;
+        self.connectors.truncate(1);
         Ok(())
     }
 }
