@@ -1,10 +1,15 @@
-//! `cargo xtask bench`: this library beside the Python original, on this machine.
+//! `cargo xtask bench`: this library beside NIXL itself and the Python original, on this machine.
+
+use std::process::Command;
 
 use anyhow::Result;
 
 use crate::cargo::{cargo, with_python};
 use crate::process;
 use crate::setup::{self, Group};
+
+/// What takes part.
+pub(crate) const NEEDS: &[Group] = &[Group::Nixl, Group::Python];
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -16,7 +21,12 @@ pub(crate) struct Args {
 
 /// The command.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    setup::ensure(&[Group::Nixl, Group::Python])?;
+    setup::ensure(NEEDS)?;
+    process::run(&mut command(&args.arguments))
+}
+
+/// The cargo that builds and runs it.
+pub(crate) fn command(arguments: &[String]) -> Command {
     let mut cargo = cargo("run");
     cargo.args([
         "--release",
@@ -28,5 +38,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "side-by-side",
         "--",
     ]);
-    process::run(with_python(&mut cargo).args(&args.arguments))
+    with_python(&mut cargo).args(arguments);
+    cargo
 }

@@ -27,7 +27,7 @@ How long they take (two cores, fast line; first run, then later runs):
   test     about 30 min; then 15
   verify   10 min, by design; an hour more with --all
   fuzz     1 min to build; then 15 s for each million executions
-  bench    3 min to build; then 1 to 2 min
+  bench    3 min to build; then 25 min, 2 to 5 for one sweep (--only), 40 s with --quick
 
 Start with `cargo xtask demo`. It needs neither NIXL nor Python.";
 
@@ -54,7 +54,7 @@ enum Command {
     Promises,
     /// Feed damaged input to everything that reads what a peer wrote, guided by coverage
     Fuzz(fuzz::Args),
-    /// Compare with the Python original, side by side on this machine
+    /// Compare with NIXL itself, the Python original and what the machine can do, side by side
     Bench(bench::Args),
 }
 

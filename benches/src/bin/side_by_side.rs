@@ -1,100 +1,139 @@
-//! This library beside the Python original, on the same machine in one run: the latency of a small read,
-//! and what an idle process with an open operation costs. What arrives is checked.
+//! `cargo xtask bench`: this library, NIXL with nothing around it, the Python original, and what the machine itself
+//! can do, side by side in one run.
 
-use std::thread;
-use std::time::Duration;
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Parser;
-use comfy_table::{Table, presets};
-use connect_benches::{CpuTime, Engine, Offers, Original, Samples, serve};
+use connect_benches::engine::{Engine, serve_active, serve_passive};
+use connect_benches::goals::{self, Goal, Limit};
+use connect_benches::machine::Machine;
+use connect_benches::pair::Pair;
+use connect_benches::sweep::{self, Bench, Cell, Sweep};
+use connect_benches::{report, table};
+use indicatif::{ProgressBar, ProgressStyle};
 
-/// Compares this library with the Python original. Takes about a minute.
+/// Compares this library with nixl-sys, the Python original, memcpy and cross-memory attach.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Fewer rounds: checks that everything runs, in about 20 s.
+    /// A moment for each thing: shows that everything runs and moves the right bytes, not how fast
     #[arg(long)]
     quick: bool,
-    /// Leaves NIXL and the original out.
+    /// Only these sweeps, by name
+    #[arg(long, value_name = "SWEEP", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only the embedded transport, and what the machine itself can do
     #[arg(long)]
     local_only: bool,
-    /// Runs as the passive side of a measurement.
+    /// Where the page, its plots and its records go; docs/ for a full run, else target/bench
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Only show the sweeps
+    #[arg(long)]
+    list: bool,
+    /// Runs as the active side of an engine
     #[arg(long, hide = true)]
-    serve: Option<Engine>,
+    active: Option<Engine>,
+    /// Runs as the passive side of an engine
+    #[arg(long, hide = true)]
+    passive: Option<Engine>,
 }
-
-/// The size of the small read: a page, and what the goals are stated for.
-const SMALL: usize = 4096;
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if let Some(engine) = args.serve {
-        return serve(engine);
+    match (args.active, args.passive) {
+        (Some(engine), _) => serve_active(engine),
+        (_, Some(engine)) => serve_passive(engine),
+        _ => compare(&args),
     }
-    let (rounds, idle) = if args.quick { (50, 1) } else { (2000, 5) };
-    let mut latency = table(["4 KiB read, warm", "read p50", "read p99", "whole round p50"]);
-    let mut idleness = table(["idle, one open operation", "share of a core"]);
+}
 
-    let mut engines = vec![("connect, local", Engine::Local)];
-    if !args.local_only {
-        engines.push(("connect, NIXL", Engine::Nixl));
-        engines.push(("connect, NIXL, NixlProgress::Thread", Engine::NixlThread));
+fn compare(args: &Args) -> Result<()> {
+    let sweeps = chosen(args)?;
+    if args.list {
+        sweeps.iter().for_each(|sweep| println!("{:<12} {}", sweep.name, sweep.title));
+        return Ok(());
     }
-    let mut ours = Vec::new();
-    let mut missed = false;
-    for (name, engine) in engines {
-        let connector = engine.connector()?;
-        let mut offers = Offers::start(engine)?;
-        offers.read(&connector, SMALL, 20)?;
-        let (reads, wholes) = offers.read(&connector, SMALL, rounds)?;
-        add(&mut latency, name, &reads, &wholes);
-        let _open = offers.offer(SMALL)?;
-        let share = idle_share(offers.pid(), idle)?;
-        idleness.add_row([name.to_owned(), format!("{:.2} %", share * 100.0)]);
-        ours.push((name, engine, reads, share));
-    }
-    if !args.local_only {
-        let (mut reader, mut offers) = (Original::start()?, Original::start()?);
-        reader.read(&mut offers, SMALL, 5)?;
-        let (reads, wholes) = reader.read(&mut offers, SMALL, rounds / 10)?;
-        add(&mut latency, "Python original, NIXL", &reads, &wholes);
-        let _open = offers.offer(SMALL)?;
-        let share = idle_share(offers.pid(), idle)?;
-        idleness.add_row(["Python original, NIXL".to_owned(), format!("{:.2} %", share * 100.0)]);
-        for (name, engine, ours, share) in &ours {
-            let ratio = reads.median().as_secs_f64() / ours.median().as_secs_f64();
-            println!(
-                "{name}: a 4 KiB read is {ratio:.0} times faster than the original's (goal over NIXL: 100), and an \
-                 idle process uses {:.2} % of a core (goal: under 5 %).",
-                share * 100.0
-            );
-            // A quick run is too short for goals, and only the default engine has them.
-            if *engine == Engine::Nixl && !args.quick && (ratio < 100.0 || *share >= 0.05) {
-                missed = true;
-            }
+    let (out, machine, started) = (out(args), Machine::here(), Instant::now());
+    println!("{}\n", machine.sentence());
+    let folder = out.join(report::FOLDER);
+    fs::create_dir_all(&folder)?;
+    let records = BufWriter::new(File::create(folder.join("records.jsonl"))?);
+    let rounds: usize = sweeps.iter().map(|sweep| sweep.cells().len() * sweep.rounds).sum();
+    let bar = ProgressBar::new(rounds as u64);
+    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} rounds, {elapsed}  {wide_msg}")?);
+
+    let mut bench = Bench::new(args.quick, &machine, records, bar.clone())?;
+    let mut cells = Vec::new();
+    for sweep in &sweeps {
+        let begun = Instant::now();
+        cells.extend(bench.run(sweep)?);
+        if !args.quick {
+            let table = table::plain(table::of_sweep(sweep, &cells));
+            let seconds = begun.elapsed().as_secs();
+            bar.suspend(|| println!("{} ({}, {seconds} s)\n{table}\n", sweep.title, sweep.name));
         }
-        println!();
     }
-    println!("{latency}\n\n{idleness}");
-    ensure!(!missed, "a goal was missed, see the first lines; was the machine busy with something else?");
+    bar.finish_and_clear();
+
+    let mut goals = goals::all(&cells);
+    if args.quick {
+        // Its rounds are too short to say how fast anything is.
+        goals.iter_mut().for_each(|goal| goal.limit = Limit::None);
+    } else {
+        println!("{}\n", table::plain(table::of_goals(&goals)));
+    }
+    let page = report::write(&out, &machine, &sweeps, &cells, &goals)?;
+    println!("{}", moved(&cells));
+    println!("{} was written after {} s", page.display(), started.elapsed().as_secs());
+    judge(bench.failures(), &goals)
+}
+
+/// What was moved and checked.
+fn moved(cells: &[Cell]) -> String {
+    let rounds = || cells.iter().flat_map(|cell| &cell.rounds);
+    let operations: usize = rounds().map(|round| round.reads.len()).sum();
+    let bytes: u64 = rounds().map(|round| round.bytes).sum();
+    let gigabytes = bytes as f64 / 1e9;
+    format!(
+        "{operations} operations in {} rounds moved {gigabytes:.1} GB, and all that arrived was compared",
+        rounds().count()
+    )
+}
+
+fn judge(failures: &[String], goals: &[Goal]) -> Result<()> {
+    ensure!(failures.is_empty(), "not everything worked:\n{}", failures.join("\n"));
+    let missed = goals.iter().filter(|goal| !goal.is_met()).count();
+    ensure!(missed == 0, "{missed} goals were missed, see above; was the machine busy with something else?");
     Ok(())
 }
 
-fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
-    table
+/// The sweeps that were asked for, with the engines that can be had here.
+fn chosen(args: &Args) -> Result<Vec<Sweep>> {
+    let names = sweep::names();
+    if let Some(unknown) = args.only.iter().find(|name| !names.contains(&name.as_str())) {
+        bail!("there is no sweep {unknown}; there are {}", names.join(", "));
+    }
+    let attaches = Pair::start(Engine::Attach).and_then(|mut pair| pair.round(&connect_benches::Load::PAGE));
+    if let Err(error) = &attaches {
+        println!("Left out: {} ({error:#})", Engine::Attach.label());
+    }
+    let mut sweeps = sweep::all(args.quick);
+    sweeps.retain(|sweep| args.only.is_empty() || args.only.iter().any(|name| name == sweep.name));
+    for sweep in &mut sweeps {
+        sweep.engines.retain(|engine| !(args.local_only && engine.needs_nixl()));
+        sweep.engines.retain(|engine| *engine != Engine::Attach || attaches.is_ok());
+    }
+    sweeps.retain(|sweep| !sweep.engines.is_empty());
+    Ok(sweeps)
 }
 
-fn add(table: &mut Table, name: &str, reads: &Samples, wholes: &Samples) {
-    let us = |duration: Duration| format!("{:.1} us", duration.as_secs_f64() * 1e6);
-    table.add_row([name.to_owned(), us(reads.median()), us(reads.percentile(0.99)), us(wholes.median())]);
-}
-
-/// The share of a core that a process uses while nothing happens, after a second to settle.
-fn idle_share(pid: u32, seconds: u64) -> Result<f64> {
-    thread::sleep(Duration::from_secs(1));
-    let before = CpuTime::of(pid)?;
-    thread::sleep(Duration::from_secs(seconds));
-    before.share_since()
+/// A part of a run, or a quick one, does not replace the page of a whole one.
+fn out(args: &Args) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let is_whole = !args.quick && !args.local_only && args.only.is_empty();
+    args.out.clone().unwrap_or_else(|| root.join(if is_whole { "docs" } else { "target/bench" }))
 }

@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::bench;
 use crate::cargo::{cargo, require_peers};
 use crate::demo;
 use crate::process;
@@ -92,6 +93,12 @@ pub(crate) const STEPS: &[Step] = &[
         needs: demo::needs(true, true),
         run: |_| demo(true, true),
     },
+    Step {
+        name: "bench",
+        what: "the comparison with NIXL, the original and the machine runs, and moves the right bytes",
+        needs: bench::NEEDS,
+        run: bench,
+    },
     Step { name: "doctor", what: "the doctor examines this machine", needs: &[Group::Nixl], run: doctor },
 ];
 
@@ -152,6 +159,11 @@ fn demo(nixl: bool, python: bool) -> Result<()> {
     // Large enough to be cut into slices, small enough for a slow machine.
     let small = ["--size-mb".to_owned(), "32".to_owned()];
     process::run(&mut demo::command(nixl, python, &small))
+}
+
+fn bench(_: &mut Outcome) -> Result<()> {
+    // How fast anything is depends on what else this machine does; `cargo xtask bench` judges that.
+    process::run(&mut bench::command(&["--quick".to_owned()]))
 }
 
 fn doctor(_: &mut Outcome) -> Result<()> {

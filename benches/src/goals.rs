@@ -1,0 +1,318 @@
+//! [`Goal`]: a ratio within one run, what it should be, and whether it is.
+
+use crate::engine::Engine::{self, *};
+use crate::metric::{Metric, Side, shown};
+use crate::sweep::Cell;
+
+/// A figure of a run, and the goal for it.
+#[derive(Debug, Clone)]
+pub struct Goal {
+    /// What is compared with what.
+    pub what: String,
+    /// What it should be.
+    pub limit: Limit,
+    /// The median over rounds.
+    pub value: f64,
+    /// The least and the most of any round.
+    pub spread: (f64, f64),
+    /// What `value` is in.
+    pub unit: &'static str,
+}
+
+/// What a figure should be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Limit {
+    /// This or less.
+    AtMost(f64),
+    /// This or more.
+    AtLeast(f64),
+    /// Shown, not judged.
+    None,
+}
+
+impl Goal {
+    /// Whether it is met.
+    pub fn is_met(&self) -> bool {
+        match self.limit {
+            Limit::AtMost(most) => self.value <= most,
+            Limit::AtLeast(least) => self.value >= least,
+            Limit::None => true,
+        }
+    }
+
+    /// The goal, as people say it.
+    pub fn wanted(&self) -> String {
+        match self.limit {
+            Limit::AtMost(most) => format!("at most {most}{}", self.unit),
+            Limit::AtLeast(least) => format!("at least {least}{}", self.unit),
+            Limit::None => String::new(),
+        }
+    }
+
+    /// The figure and its spread, as people say it.
+    pub fn found(&self) -> String {
+        let (least, most) = self.spread;
+        let unit = self.unit;
+        let value = format!("{}{unit}", shown(Some(self.value)));
+        if least == most {
+            return value;
+        }
+        format!("{value} ({} to {})", shown(Some(least)), shown(Some(most)))
+    }
+
+    /// One word.
+    pub fn verdict(&self) -> &'static str {
+        match (self.limit, self.is_met()) {
+            (Limit::None, _) => "",
+            (_, true) => "met",
+            (_, false) => "MISSED",
+        }
+    }
+}
+
+/// All goals that the measured cells say something about.
+pub fn all(cells: &[Cell]) -> Vec<Goal> {
+    let judge = Judge { cells, goals: Vec::new() };
+    judge.latency().throughput().flatness().idleness().rate().others().goals
+}
+
+/// Sizes in bytes, as the sweep has them.
+const MIB_64: u64 = 64 << 20;
+const GIB: u64 = 1 << 30;
+
+/// A cell: sweep, place on its axis, engine.
+type Spot = (&'static str, u64, Engine);
+
+struct Judge<'a> {
+    cells: &'a [Cell],
+    goals: Vec<Goal>,
+}
+
+impl Judge<'_> {
+    fn latency(mut self) -> Self {
+        let page = |engine| ("small", 4096, engine);
+        let name = "4 KiB read over NIXL";
+        self.ratio(
+            format!("{name}, blocking, to nixl-sys"),
+            Limit::AtMost(1.5),
+            Metric::P50,
+            page(Nixl),
+            page(Bare),
+        );
+        self.ratio(
+            format!("{name}, async, to nixl-sys"),
+            Limit::AtMost(2.0),
+            Metric::P50,
+            page(NixlAsync),
+            page(Bare),
+        );
+        self.ratio(
+            format!("{name}: the original to this"),
+            Limit::AtLeast(150.0),
+            Metric::P50,
+            page(Original),
+            page(Nixl),
+        );
+        self.ratio(
+            "whole round with 4 KiB over NIXL: the original to this".to_owned(),
+            Limit::AtLeast(100.0),
+            Metric::Whole,
+            page(Original),
+            page(Nixl),
+        );
+        self
+    }
+
+    fn throughput(mut self) -> Self {
+        let pairs = [
+            (Nixl, Bare, Limit::AtLeast(0.97)),
+            (NixlTcp, BareTcp, Limit::AtLeast(0.97)),
+            (Local, Attach, Limit::AtLeast(0.95)),
+        ];
+        for (ours, bare, limit) in pairs {
+            for (size, name) in [(MIB_64, "64 MiB"), (GIB, "1 GiB")] {
+                let what = format!("GB/s at {name}, {} to {}", ours.label(), bare.label());
+                self.ratio(what, limit, Metric::Bandwidth, ("size", size, ours), ("size", size, bare));
+            }
+        }
+        for (ours, bare) in [(Nixl, Bare), (NixlTcp, BareTcp)] {
+            for (side, name) in [(Side::Active, "active"), (Side::Passive, "passive")] {
+                let what = format!("CPU per GB at 64 MiB, {name} side, {} to {}", ours.label(), bare.label());
+                let metric = Metric::CpuPerGigabyte(side);
+                self.ratio(what, Limit::AtMost(1.1), metric, ("size", MIB_64, ours), ("size", MIB_64, bare));
+            }
+        }
+        self
+    }
+
+    fn flatness(mut self) -> Self {
+        let axes = [
+            ("open", "open offers", Metric::P50, 10, 10_000),
+            ("open", "open offers, whole round", Metric::Whole, 10, 10_000),
+            ("in-flight", "outstanding reads", Metric::PerOperation, 10, 1000),
+            ("regions", "registered regions", Metric::P50, 10, 10_000),
+            ("regions", "registered regions, whole round", Metric::Whole, 10, 10_000),
+            ("peers", "peers", Metric::P50, 1, 64),
+        ];
+        for (sweep, name, metric, few, many) in axes {
+            for engine in [Nixl, Local] {
+                let what = format!("cost with {many} to {few} {name}, {}", engine.label());
+                let limit = Limit::AtMost(1.3);
+                self.ratio(what, limit, metric, (sweep, many, engine), (sweep, few, engine));
+            }
+        }
+        self
+    }
+
+    fn idleness(mut self) -> Self {
+        for engine in [Nixl, Local] {
+            let spot = ("idle", 1000, engine);
+            for side in [Side::Active, Side::Passive] {
+                let what = format!("idle, {} side, {}", side.name(), engine.label());
+                self.value(what, Limit::AtMost(3.0), " %", Metric::IdleShare(side), spot);
+            }
+            let what = format!("completion after silence, p99, {}", engine.label());
+            self.value(what, Limit::AtMost(1000.0), " us", Metric::Learned99, spot);
+        }
+        self
+    }
+
+    fn rate(mut self) -> Self {
+        for engine in [Nixl, Local] {
+            for side in [Side::Active, Side::Passive] {
+                let what = format!("1,000 operations a second, {} side, {}", side.name(), engine.label());
+                self.value(what, Limit::AtMost(5.0), " %", Metric::Share(side), ("rate", 1000, engine));
+            }
+        }
+        self
+    }
+
+    /// What has no goal of its own, and is there to be seen.
+    fn others(mut self) -> Self {
+        for engine in [BarePrepared, BareRepost, Nixl] {
+            let what = format!("4,096 descriptors, {} to building the request each time", engine.label());
+            let at = |engine| ("requests", 4096, engine);
+            self.ratio(what, Limit::None, Metric::P50, at(engine), at(BareLists));
+        }
+        for engine in [Nixl, Original] {
+            let what = format!("metadata with 1,000 to 1 regions, {}", engine.label());
+            let at = |regions| ("regions", regions, engine);
+            self.ratio(what, Limit::None, Metric::Document, at(1000), at(1));
+            let what = format!("whole round with 10,000 to 1 foreign notifications, {}", engine.label());
+            let at = |strangers| ("strangers", strangers, engine);
+            self.ratio(what, Limit::None, Metric::Whole, at(10_000), at(1));
+        }
+        let at = |engine| ("offers", 1 << 20, engine);
+        let what = "making an offer of 1 MiB: the original to this".to_owned();
+        self.ratio(what, Limit::None, Metric::Offer, at(Original), at(Nixl));
+        let at = |engine| ("idle", 1000, engine);
+        let what = "idle CPU, passive side: the original to this".to_owned();
+        let metric = Metric::IdleShare(Side::Passive);
+        self.ratio(what, Limit::None, metric, at(Original), at(Nixl));
+        self
+    }
+
+    /// One cell's metric to another's, round by round: what disturbed one round disturbed both.
+    fn ratio(&mut self, what: String, limit: Limit, metric: Metric, of: Spot, to: Spot) {
+        let (Some(of), Some(to)) = (self.cell(of), self.cell(to)) else { return };
+        let ratios =
+            of.each(metric).into_iter().zip(to.each(metric)).map(|(of, to)| of / to.max(f64::EPSILON));
+        self.add(what, limit, "", ratios.collect(), None);
+    }
+
+    /// A metric by itself, over all rounds: percentiles need their samples together.
+    fn value(&mut self, what: String, limit: Limit, unit: &'static str, metric: Metric, of: Spot) {
+        let Some(cell) = self.cell(of) else { return };
+        let (each, pooled) = (cell.each(metric), cell.pooled(metric));
+        self.add(what, limit, unit, each, pooled);
+    }
+
+    fn cell(&self, (sweep, at, engine): Spot) -> Option<&Cell> {
+        self.cells.iter().find(|cell| cell.sweep == sweep && cell.at == at && cell.engine == engine)
+    }
+
+    fn add(
+        &mut self,
+        what: String,
+        limit: Limit,
+        unit: &'static str,
+        mut each: Vec<f64>,
+        pooled: Option<f64>,
+    ) {
+        each.sort_by(f64::total_cmp);
+        let Some(value) = pooled.or_else(|| each.get(each.len() / 2).copied()) else { return };
+        let spread = (each.first().copied().unwrap_or(value), each.last().copied().unwrap_or(value));
+        self.goals.push(Goal { what, limit, value, spread, unit });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::sweep;
+    use crate::{Round, Samples};
+
+    /// Rounds in which every operation took so long.
+    fn rounds(micros: &[u64]) -> Vec<Round> {
+        let samples = |micros: u64| {
+            let mut samples = Samples::default();
+            (0..60).for_each(|_| samples.push(Duration::from_micros(micros)));
+            samples
+        };
+        let round = |micros: &u64| Round {
+            reads: samples(*micros),
+            bursts: samples(*micros),
+            wholes: samples(*micros),
+            learned: samples(*micros),
+            offers: samples(*micros),
+            bytes: 1,
+            idle: Duration::from_secs(1),
+            elapsed: Duration::from_secs(1),
+            document: 1,
+            ..Round::default()
+        };
+        micros.iter().map(round).collect()
+    }
+
+    /// What a full run measures, all of it equally fast.
+    fn cells() -> Vec<Cell> {
+        let mut cells: Vec<Cell> = sweep::all(false).iter().flat_map(|sweep| sweep.cells()).collect();
+        cells.iter_mut().for_each(|cell| cell.rounds = rounds(&[10]));
+        cells
+    }
+
+    #[test]
+    fn a_full_run_says_something_about_every_goal() {
+        let judged = |goal: &&Goal| goal.limit != Limit::None;
+        let goals = all(&cells());
+        assert_eq!(goals.iter().filter(judged).count(), 4 + 10 + 12 + 6 + 4);
+        assert_eq!(goals.len(), 36 + 9);
+    }
+
+    #[test]
+    fn a_ratio_is_the_median_of_the_ratios_of_each_round() {
+        let mut cells = cells();
+        for cell in &mut cells {
+            match (cell.sweep, cell.engine) {
+                // The machine was ten times as slow in the second round, and once for one engine alone.
+                ("small", Nixl) => cell.rounds = rounds(&[20, 200, 900]),
+                ("small", Bare) => cell.rounds = rounds(&[10, 100, 10]),
+                _ => {}
+            }
+        }
+        let first = all(&cells).into_iter().next().unwrap();
+        assert_eq!((first.value, first.spread), (2.0, (2.0, 90.0)));
+        assert_eq!(first.verdict(), "MISSED");
+    }
+
+    #[test]
+    fn a_run_of_one_sweep_is_judged_by_its_own_goals() {
+        let mut cells = cells();
+        cells.retain(|cell| cell.sweep == "peers");
+        let goals = all(&cells);
+        assert_eq!(goals.len(), 2);
+        assert!(goals.iter().all(Goal::is_met));
+    }
+}
