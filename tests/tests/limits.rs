@@ -19,12 +19,16 @@ const WORKER: &str = env!("CARGO_BIN_EXE_worker");
 /// Large enough for the allocator to unmap it.
 const LARGE: usize = 8 << 20;
 
-fn worker(transport: &str, tcp: bool) -> Result<Worker> {
+fn worker(transport: &str) -> Result<Worker> {
     let mut command = Command::new(WORKER);
     command.args(["--transport", transport]);
-    if tcp {
-        command.env("UCX_TLS", "tcp");
-    }
+    Worker::ready(command)
+}
+
+/// Over TCP, with further arguments.
+fn tcp_worker(arguments: &[&str]) -> Result<Worker> {
+    let mut command = Command::new(WORKER);
+    command.args(["--transport", "nixl"]).args(arguments).env("UCX_TLS", "tcp");
     Worker::ready(command)
 }
 
@@ -37,7 +41,7 @@ fn reversed(document: &str) -> String {
 
 /// Whether a process that holds a document to read writes to the memory.
 fn is_overwritten(connector: &Connector, transport: &str) -> Result<bool> {
-    let mut holder = worker(transport, false)?;
+    let mut holder = worker(transport)?;
     let content = Arc::new(pattern::bytes(5000, 1));
     let offer = connector.create_readable(Arc::clone(&content)).wait()?;
     let document = offer.metadata().to_json();
@@ -82,7 +86,7 @@ fn a_document_used_again_over_tcp_after_its_memory_was_unmapped_kills_the_proces
     if !require::nixl() {
         return Ok(());
     }
-    let (mut a, mut b) = (worker("nixl", true)?, worker("nixl", true)?);
+    let (mut a, mut b) = (tcp_worker(&[])?, tcp_worker(&[])?);
     let (offered, document) = a.offer("readable", &[LARGE], 1)?;
     let reading = b.begin("read", &document, &[LARGE], 1)?;
     b.completed(reading)?;
@@ -95,6 +99,28 @@ fn a_document_used_again_over_tcp_after_its_memory_was_unmapped_kills_the_proces
         thread::sleep(Duration::from_millis(10));
     }
     ensure!(!a.is_alive(), "it survived; the reader got {answer}");
+    Ok(())
+}
+
+/// The memory of a slab stays where it is.
+#[test]
+fn a_document_of_a_slot_used_again_over_tcp_ends_nobody() -> Result<()> {
+    if !require::nixl() {
+        return Ok(());
+    }
+    let bytes = LARGE.to_string();
+    let (mut a, mut b) = (tcp_worker(&["--slots", &bytes])?, tcp_worker(&[])?);
+    let (offered, document) = a.offer("readable", &[LARGE], 1)?;
+    for _ in 0..3 {
+        let reading = b.begin("read", &document, &[LARGE], 1)?;
+        b.completed(reading)?;
+    }
+    a.completed(offered)?;
+    // The slot is another's by now, and that is what is read: the same slot is the first to be taken again.
+    let (_offered, _) = a.offer("readable", &[LARGE], 2)?;
+    let replayed = b.begin("read", &document, &[LARGE], 2)?;
+    b.completed(replayed)?;
+    ensure!(a.is_alive(), "it died: {}", a.stderr());
     Ok(())
 }
 

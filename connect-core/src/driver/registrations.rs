@@ -58,9 +58,9 @@ impl Registrations {
 impl Driver {
     pub(super) fn register(&mut self, request: &Request, keep: Keep) {
         let Request(info) = request;
-        self.deadlines.remove(info);
         if self.closing.is_some() {
-            return; // Whoever asks is answered when the request is dropped.
+            // Whoever asks is answered when the request is dropped.
+            return self.deadlines.remove(info);
         }
         let failed = |source| Error::Transport { context: info.context(), source };
         let held = self.registrations.kept.len() + self.registrations.leaving.len();
@@ -83,6 +83,8 @@ impl Driver {
                 info.slot.settle(OperationStatus::Errored, outcome, || {});
             }
         }
+        // Until here the watchdog kept it: to pin many gigabytes takes an engine long.
+        self.deadlines.remove(info);
     }
 
     pub(super) fn deregister(&mut self, id: RegistrationId) {

@@ -26,6 +26,7 @@ struct Script {
     poll_blocks: Option<Duration>,
     poll_panics: bool,
     register_fails: bool,
+    register_blocks: Option<Duration>,
     /// How many registrations there are.
     registered: Arc<AtomicUsize>,
     busy: Arc<AtomicBool>,
@@ -84,6 +85,9 @@ unsafe impl Transport for Scripted {
                 what: "registering",
                 reason: "as the script says".to_owned(),
             });
+        }
+        if let Some(time) = self.script.register_blocks {
+            thread::sleep(time);
         }
         self.script.registered.fetch_add(1, Ordering::SeqCst);
         Ok(())

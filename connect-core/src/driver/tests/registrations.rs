@@ -68,6 +68,19 @@ fn a_registration_that_fails_is_an_error_and_keeps_nothing() {
 }
 
 #[test]
+fn p2_a_registration_that_takes_long_ends_by_its_deadline_and_leaves_nothing() {
+    let script = Script { register_blocks: Some(Duration::from_secs(2)), ..Script::default() };
+    let connector = script.connector();
+    let began = Instant::now();
+    let error = connector.with_deadline(Duration::from_millis(50)).slab(1, 64).wait().unwrap_err();
+    assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(1), "answered only after the call returned");
+    eventually("it is registered, and given up", || {
+        began.elapsed() > Duration::from_secs(2) && script.registered.load(Ordering::SeqCst) == 0
+    });
+}
+
+#[test]
 fn the_number_of_registrations_is_bounded() {
     let connector = Script::default().connector();
     let mut slabs: Vec<_> = (0..1024).map(|_| connector.slab(1, 1).wait().unwrap()).collect();
