@@ -22,6 +22,7 @@ connect_tests::for_each_transport!(
     p1_p2_memory_of_a_caller_that_panics_is_freed_once,
     p1_memory_of_a_stopped_or_killed_peer_s_transfer_is_freed_once,
     nothing_is_left_behind_by_two_hundred_rounds,
+    p1_nothing_is_left_behind_by_slabs_that_come_and_go,
 );
 
 /// One test at a time: they count what the process has.
@@ -428,4 +429,45 @@ fn nothing_is_left_behind_by_two_hundred_rounds(lab: &Lab) -> Result<()> {
     // One leaked buffer per round would be 20 MB.
     ensure!(grown < 12 << 20, "{} KiB more after {:?}", grown >> 10, started.elapsed());
     Ok(())
+}
+
+/// Each slab is used, on offer among other things, and dropped. Over NIXL each of them takes an agent with it.
+fn p1_nothing_is_left_behind_by_slabs_that_come_and_go(lab: &Lab) -> Result<()> {
+    const BYTES: usize = 8 << 20;
+    let _alone = alone();
+    let (a, b) = lab.pair()?;
+    let pid = std::process::id();
+    let round = |seed: u64| -> Result<()> {
+        let (outbox, inbox) = (a.slab(2, BYTES).wait()?, b.slab(2, BYTES).wait()?);
+        let mut slot = outbox.take().wait()?;
+        slot.set_len(BYTES)?;
+        slot.copy_from_slice(&pattern::bytes(BYTES, seed));
+        let offer = a.create_readable(slot).wait()?;
+        let read = b.begin_read_into(offer.metadata(), inbox.take().wait()?).wait()?;
+        pattern::check(&read.wait_for_completion().wait()?.memory, seed);
+        offer.wait_for_completion().wait()?;
+        // One that nobody ever takes, and one that is withdrawn.
+        drop(inbox.receive(BYTES).wait()?);
+        drop(outbox.receive(BYTES));
+        Ok(())
+    };
+    for seed in 0..5 {
+        round(seed)?;
+    }
+    quiet(&[&a, &b])?;
+    let level = || anyhow::Ok((process::open_files(pid)?, process::threads(pid)?));
+    let (before, resident) = (level()?, process::memory(pid, "VmRSS")?);
+    for seed in 5..25 {
+        round(seed)?;
+    }
+    quiet(&[&a, &b])?;
+    // Agents of NIXL end in the background.
+    let same = eventually(Duration::from_secs(10), || {
+        level().is_ok_and(|(files, threads)| files <= before.0 + 4 && threads <= before.1 + 2)
+    });
+    ensure!(same, "files, threads: {before:?} before, {:?} after", level()?);
+    // Twenty slabs kept would be more than 160 MB.
+    let grown = process::memory(pid, "VmRSS")?.saturating_sub(resident);
+    ensure!(grown < 24 << 20, "{} KiB more", grown >> 10);
+    serves(&a, &b)
 }
