@@ -198,6 +198,7 @@ fn bars(area: &Area<'_>, sweep: &Sweep, cells: &[Cell], metric: Metric) -> Resul
         .disable_y_mesh()
         .disable_y_axis()
         .y_labels(0)
+        .x_labels(6)
         .x_label_formatter(&|value| shown(Some(*value)))
         .label_style(FONT)
         .light_line_style(WHITE)

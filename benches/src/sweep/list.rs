@@ -57,8 +57,8 @@ const IDLE: &[Metric] = &[
     Metric::Learned99,
 ];
 
-/// For a point of most sweeps. With what the others have, a run takes less than half an hour.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// For most sweeps. With what the others have, a run takes less than half an hour on two busy cores.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// All sweeps, those first that most often matter. `quick` ones have the same engines, the ends of each axis, and
 /// are too short to say how fast anything is.
@@ -169,7 +169,7 @@ fn size() -> Sweep {
         }),
         engines: movers(),
         rounds: 5,
-        patience: Duration::from_secs(75),
+        patience: Duration::from_secs(260),
         fresh: false,
         columns: READS,
         plots: &[
@@ -190,7 +190,7 @@ fn descriptors() -> Sweep {
         points: along(&[1, 16, 64, 256, 1024, 4096, 16384], |at, load| load.descriptors = at as usize),
         engines: movers(),
         rounds: 5,
-        patience: PATIENCE,
+        patience: Duration::from_secs(130),
         fresh: false,
         columns: READS,
         plots: &[Plot::Lines(Metric::P50), Plot::Lines(Metric::Bandwidth)],
@@ -206,7 +206,7 @@ fn in_flight() -> Sweep {
         points: along(&[1, 10, 100, 1000, 10_000], |at, load| load.in_flight = at as usize),
         engines: vec![Nixl, NixlAsync, Bare, Local, LocalAsync, Original],
         rounds: 5,
-        patience: PATIENCE,
+        patience: Duration::from_secs(110),
         fresh: false,
         columns: COSTS,
         plots: &[Plot::Lines(Metric::PerOperation), Plot::Lines(Metric::CpuPerOperation(Side::Active))],
@@ -239,7 +239,7 @@ fn regions() -> Sweep {
         points: along(&[1, 10, 100, 1000, 10_000], |at, load| load.regions = at as usize),
         engines: vec![Nixl, Bare, Local, Original],
         rounds: 5,
-        patience: PATIENCE,
+        patience: Duration::from_secs(90),
         fresh: false,
         columns: ROUNDS,
         plots: &[Plot::Lines(Metric::P50), Plot::Lines(Metric::Whole), Plot::Lines(Metric::Document)],
@@ -259,7 +259,7 @@ fn peers() -> Sweep {
         }),
         engines: vec![Nixl, Bare, Local],
         rounds: 3,
-        patience: PATIENCE,
+        patience: Duration::from_secs(70),
         fresh: false,
         columns: ROUNDS,
         plots: &[Plot::Lines(Metric::P50)],
@@ -276,7 +276,7 @@ fn requests() -> Sweep {
         points: along(&[1, 4096], |at, load| load.descriptors = at as usize),
         engines: vec![BareLists, Bare, BarePrepared, BareRepost, Nixl],
         rounds: 7,
-        patience: PATIENCE,
+        patience: Duration::from_secs(70),
         fresh: false,
         columns: READS,
         plots: &[Plot::Lines(Metric::P50)],
@@ -380,7 +380,7 @@ fn strangers() -> Sweep {
         points: along(&[1, 1000, 10_000], |at, load| load.strangers = at as usize),
         engines: vec![Nixl, Original],
         rounds: 3,
-        patience: PATIENCE,
+        patience: Duration::from_secs(100),
         fresh: true,
         columns: ROUNDS,
         plots: &[Plot::Lines(Metric::Whole)],
@@ -402,7 +402,7 @@ fn cold() -> Sweep {
         }),
         engines: vec![Nixl, Bare, NixlTcp, BareTcp, Local, Attach, Original],
         rounds: 5,
-        patience: PATIENCE,
+        patience: Duration::from_secs(100),
         fresh: true,
         columns: &[
             Metric::P50,
