@@ -108,9 +108,14 @@ fn an_active_operation_with_a_stopped_peer_ends_at_its_deadline(lab: &Lab) -> Re
     }
     assert!(eventually(PATIENCE, || connector.stats().parked == 0), "{:?}", connector.stats());
     if !lab.is_nixl() {
-        // Both offers ended with that, and whoever made them knows why.
+        // Both offers ended with that, and whoever made them knows why. But a worker that goes on may have copied what
+        // it was asked to before it looks further, and finds that the writer has given up: then it has the bytes.
         for id in [readable, writable] {
             let answer = worker.answer(id)?;
+            if id == writable && answer["event"] == "complete" {
+                assert_eq!(answer["verified"], serde_json::json!([true]), "{answer}");
+                continue;
+            }
             assert!(answer["kind"] == "peer" && answer["retryable"] == true, "{answer}");
             assert!(answer["message"].as_str().is_some_and(|text| text.contains("let go")), "{answer}");
         }
