@@ -129,3 +129,18 @@ fn copy() -> Result<PathBuf> {
     symlink(root.join(".connect"), tree.join(".connect"))?;
     Ok(tree)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_mutant_still_finds_the_line_it_takes_out() {
+        for mutant in MUTANTS {
+            for edit in mutant.edits {
+                let text = fs::read_to_string(layout::root().join(edit.file)).unwrap();
+                assert_eq!(text.matches(edit.find).count(), 1, "{}, {}: {:?}", mutant.of, edit.file, edit.find);
+            }
+        }
+    }
+}

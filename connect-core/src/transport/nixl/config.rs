@@ -69,6 +69,12 @@ impl NixlConfig {
     }
 
     /// Sets a parameter of the backend; the rest keep the plugin's defaults.
+    ///
+    /// One of UCX's is worth knowing: within one host, NIXL 1.5.1 moves bytes through memory, but its control messages
+    /// over TCP's loopback, as its UCX does while it is to report failures of peers. With
+    /// `("ucx_error_handling_mode", "none")` on both sides these go through memory, too, and a 4 KiB read takes 10 to
+    /// 12 us instead of 22 to 25 (two cores, measured in one run). A peer's death is then noticed by this library's
+    /// own signs of life and by deadlines alone, and its tests of killed peers do not cover that.
     pub fn param(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.params.insert(key.into(), value.into());
         self
