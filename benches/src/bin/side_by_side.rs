@@ -139,7 +139,8 @@ fn leave_out_attach_if_refused(sweeps: &mut [Sweep]) {
 
 /// A part of a run, or a quick one, does not replace the page of a whole one.
 fn out(args: &Args) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = package.parent().unwrap_or(package);
     let is_whole = !args.quick && !args.local_only && args.only.is_empty();
     args.out.clone().unwrap_or_else(|| root.join(if is_whole { "docs" } else { "target/bench" }))
 }
