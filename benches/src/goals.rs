@@ -167,14 +167,14 @@ impl Judge<'_> {
     }
 
     fn idleness(mut self) -> Self {
-        for engine in [Nixl, Local] {
+        for (engine, share, micros) in [(Nixl, 3.0, 1000.0), (NixlEfficient, 1.0, 10_000.0), (Local, 3.0, 1000.0)] {
             let spot = ("idle", 1000, engine);
             for side in [Side::Active, Side::Passive] {
                 let what = format!("idle, {} side, {}", side.name(), engine.label());
-                self.value(what, Limit::AtMost(3.0), " %", Metric::IdleShare(side), spot);
+                self.value(what, Limit::AtMost(share), " %", Metric::IdleShare(side), spot);
             }
             let what = format!("completion after silence, p99, {}", engine.label());
-            self.value(what, Limit::AtMost(1000.0), " us", Metric::Learned99, spot);
+            self.value(what, Limit::AtMost(micros), " us", Metric::Learned99, spot);
         }
         self
     }

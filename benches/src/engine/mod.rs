@@ -44,6 +44,13 @@ pub enum Engine {
     NixlTcp,
     /// This library over NIXL, with NIXL's progress thread asleep until something arrives.
     NixlThread,
+    /// This library over NIXL, never asleep while something is open.
+    NixlLatency,
+    /// This library over NIXL, asleep early and long.
+    NixlEfficient,
+    /// This library over NIXL, with UCX not told to report failures of peers: its control messages then go through
+    /// shared memory, and not over TCP's loopback.
+    NixlNoFailures,
     /// nixl-sys with nothing around it: a fresh request for each operation, of lists that are kept.
     Bare,
     /// The same over TCP.
@@ -79,6 +86,9 @@ impl Engine {
             Self::NixlAsync => "connect, NIXL, async",
             Self::NixlTcp => "connect, NIXL, TCP",
             Self::NixlThread => "connect, NIXL, its thread",
+            Self::NixlLatency => "connect, NIXL, latency",
+            Self::NixlEfficient => "connect, NIXL, efficient",
+            Self::NixlNoFailures => "connect, NIXL, UCX mode none",
             Self::Bare => "nixl-sys",
             Self::BareTcp => "nixl-sys, TCP",
             Self::BareLists => "nixl-sys, lists and request anew",
@@ -132,9 +142,13 @@ impl Engine {
     /// Its active side, in this process.
     fn active(self) -> Result<Box<dyn Active>> {
         Ok(match self {
-            Self::Local | Self::Nixl | Self::NixlTcp | Self::NixlThread => {
-                Box::new(ours::Ours::start(self, Waiting::Blocking)?)
-            }
+            Self::Local
+            | Self::Nixl
+            | Self::NixlTcp
+            | Self::NixlThread
+            | Self::NixlLatency
+            | Self::NixlEfficient
+            | Self::NixlNoFailures => Box::new(ours::Ours::start(self, Waiting::Blocking)?),
             Self::LocalAsync | Self::NixlAsync => Box::new(ours::Ours::start(self, Waiting::Async)?),
             #[cfg(feature = "nixl")]
             Self::Bare | Self::BareTcp | Self::BareLists | Self::BarePrepared | Self::BareRepost => {

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 #[cfg(feature = "nixl")]
 use connect_core::transport::nixl::{NixlConfig, NixlProgress};
+#[cfg(feature = "nixl")]
+use connect_core::Polling;
 use connect_core::{Connector, Deadline, RdmaMetadata, Received};
 pub(super) use passive::serve;
 use tokio::runtime::Runtime;
@@ -27,6 +29,14 @@ fn connector(engine: Engine) -> Result<Connector> {
         #[cfg(feature = "nixl")]
         Engine::NixlThread => {
             builder.nixl(NixlConfig::default().progress(NixlProgress::Thread(Duration::from_millis(10))))
+        }
+        #[cfg(feature = "nixl")]
+        Engine::NixlLatency => builder.nixl(NixlConfig::default()).polling(Polling::Latency),
+        #[cfg(feature = "nixl")]
+        Engine::NixlEfficient => builder.nixl(NixlConfig::default()).polling(Polling::Efficient),
+        #[cfg(feature = "nixl")]
+        Engine::NixlNoFailures => {
+            builder.nixl(NixlConfig::default().param("ucx_error_handling_mode", "none"))
         }
         Engine::Local | Engine::LocalAsync => builder,
         _ => anyhow::bail!("{} is not this library, or it was built without NIXL", engine.label()),

@@ -131,8 +131,8 @@ fn small() -> Sweep {
         axis: "bytes",
         points: along(&[4096], |_, load| load.lasts = Duration::from_millis(500)),
         engines: vec![
-            Nixl, NixlAsync, Bare, BareRepost, Original, NixlTcp, BareTcp, NixlThread, Local, LocalAsync,
-            Attach, Memcpy,
+            Nixl, NixlAsync, Bare, BareRepost, Original, NixlTcp, BareTcp, NixlThread, NixlNoFailures, Local,
+            LocalAsync, Attach, Memcpy,
         ],
         rounds: 15,
         patience: Duration::from_secs(150),
@@ -294,7 +294,9 @@ fn rate() -> Sweep {
             load.every = Duration::from_secs(1) / at as u32;
             load.lasts = Duration::from_secs(2);
         }),
-        engines: vec![Nixl, NixlAsync, NixlThread, Local, LocalAsync, Bare],
+        engines: vec![
+            Nixl, NixlAsync, NixlLatency, NixlEfficient, NixlThread, NixlNoFailures, Local, LocalAsync, Bare,
+        ],
         rounds: 3,
         patience: PATIENCE,
         fresh: false,
@@ -323,7 +325,7 @@ fn idle() -> Sweep {
             load.idle = Duration::from_millis(at);
             load.lasts = Duration::from_secs(25);
         }),
-        engines: vec![Nixl, NixlThread, Local, Bare, Original],
+        engines: vec![Nixl, NixlLatency, NixlEfficient, NixlThread, Local, Bare, Original],
         rounds: 2,
         patience: PATIENCE,
         fresh: false,

@@ -51,6 +51,7 @@ const SYMBOLS: &[&str] = &[
     "nixl_capi_opt_args_set_has_notif",
     "nixl_capi_create_notif_map",
     "nixl_capi_destroy_notif_map",
+    "nixl_capi_gen_notif",
     "nixl_capi_get_notifs",
     "nixl_capi_notif_map_size",
     "nixl_capi_notif_map_get_agent_at",
