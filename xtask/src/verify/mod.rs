@@ -90,7 +90,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "soak-nixl",
         what: "two million operations over NIXL",
         needs: &[Group::Nixl],
-        run: |_| soak("nixl", "1000"),
+        run: |_| soak("nixl", "800"),
     },
 ];
 

@@ -25,7 +25,8 @@
 //! assert!(matches!(failed.error, Error::Transport { source: TransportError::PeerLost(_), .. }));
 //! assert!(failed.memory.is_parked(), "it says busy, so the memory can't come back yet");
 //!
-//! // The plan is over: the same offer can be read now.
+//! // The plan is over: the next offer is read as ever. The first may have ended with its taker.
+//! let offer = sender.create_readable(vec![7u8; 64]).wait()?;
 //! let read = receiver.begin_read(offer.metadata(), vec![0u8; 64]).wait()?;
 //! assert_eq!(read.wait_for_completion().wait()?.memory, [7; 64]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
