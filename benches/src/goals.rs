@@ -167,7 +167,9 @@ impl Judge<'_> {
     }
 
     fn idleness(mut self) -> Self {
-        for (engine, share, micros) in [(Nixl, 3.0, 1000.0), (NixlEfficient, 1.0, 10_000.0), (Local, 3.0, 1000.0)] {
+        for (engine, share, micros) in
+            [(Nixl, 3.0, 1000.0), (NixlEfficient, 1.0, 10_000.0), (Local, 3.0, 1000.0)]
+        {
             let spot = ("idle", 1000, engine);
             for side in [Side::Active, Side::Passive] {
                 let what = format!("idle, {} side, {}", side.name(), engine.label());

@@ -24,6 +24,8 @@ const GREEN: RGBColor = RGBColor(0, 158, 115);
 const VERMILION: RGBColor = RGBColor(213, 94, 0);
 const ORANGE: RGBColor = RGBColor(230, 159, 0);
 const PURPLE: RGBColor = RGBColor(204, 121, 167);
+const YELLOW: RGBColor = RGBColor(240, 228, 66);
+const BLACK: RGBColor = RGBColor(0, 0, 0);
 const GREY: RGBColor = RGBColor(90, 90, 90);
 
 /// An engine's colour, the same in all plots, and whether its markers are hollow.
@@ -33,6 +35,9 @@ fn look(engine: Engine) -> (RGBColor, bool) {
         Engine::NixlAsync => (BLUE, true),
         Engine::NixlTcp => (SKY, false),
         Engine::NixlThread => (SKY, true),
+        Engine::NixlLatency => (YELLOW, false),
+        Engine::NixlEfficient => (YELLOW, true),
+        Engine::NixlNoFailures => (BLACK, false),
         Engine::Local => (GREEN, false),
         Engine::LocalAsync => (GREEN, true),
         Engine::Bare => (VERMILION, false),

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 #[cfg(feature = "nixl")]
-use connect_core::transport::nixl::{NixlConfig, NixlProgress};
-#[cfg(feature = "nixl")]
 use connect_core::Polling;
+#[cfg(feature = "nixl")]
+use connect_core::transport::nixl::{NixlConfig, NixlProgress};
 use connect_core::{Connector, Deadline, RdmaMetadata, Received};
 pub(super) use passive::serve;
 use tokio::runtime::Runtime;

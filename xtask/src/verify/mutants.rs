@@ -139,7 +139,14 @@ mod tests {
         for mutant in MUTANTS {
             for edit in mutant.edits {
                 let text = fs::read_to_string(layout::root().join(edit.file)).unwrap();
-                assert_eq!(text.matches(edit.find).count(), 1, "{}, {}: {:?}", mutant.of, edit.file, edit.find);
+                assert_eq!(
+                    text.matches(edit.find).count(),
+                    1,
+                    "{}, {}: {:?}",
+                    mutant.of,
+                    edit.file,
+                    edit.find
+                );
             }
         }
     }
