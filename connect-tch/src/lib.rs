@@ -1,6 +1,6 @@
 //! libtorch tensors in and out of other processes, without copies.
 //!
-//! ```no_run
+//! ```no_run,standalone_crate
 //! use connect_core::{Connector, TensorEnvelope};
 //! use connect_tch::{TensorExt, recv_new};
 //! use tch::{Kind, Tensor};
