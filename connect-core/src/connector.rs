@@ -3,6 +3,7 @@
 mod builder;
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -191,6 +192,23 @@ impl Connector {
         metadata: &RdmaMetadata,
         memory: M,
     ) -> Pending<ReadOperation<M>, Failed<M>> {
+        self.read(Cow::Borrowed(metadata), memory)
+    }
+
+    /// The same, with a document that was made for this and needs no copy.
+    pub(crate) fn begin_read_owned<M: TargetMemory>(
+        &self,
+        metadata: RdmaMetadata,
+        memory: M,
+    ) -> Pending<ReadOperation<M>, Failed<M>> {
+        self.read(Cow::Owned(metadata), memory)
+    }
+
+    fn read<M: TargetMemory>(
+        &self,
+        metadata: Cow<'_, RdmaMetadata>,
+        memory: M,
+    ) -> Pending<ReadOperation<M>, Failed<M>> {
         let mut memory = Box::new(memory);
         let regions = memory.regions();
         match self.submit(OperationName::Read, regions, Some(metadata)) {
@@ -227,7 +245,7 @@ impl Connector {
         let regions = memory.beginning(metadata.total_bytes()).and_then(|region| cut(region, metadata));
         match regions
             .map_err(Error::from)
-            .and_then(|regions| self.submit(OperationName::Read, regions, Some(metadata)))
+            .and_then(|regions| self.submit(OperationName::Read, regions, Some(Cow::Borrowed(metadata))))
         {
             Ok(submit) => submit.send(memory, ReadOperation::new, target_ended),
             Err(error) => Pending::refused(Failed { error, memory: Recovered::Returned(*memory) }),
@@ -244,6 +262,19 @@ impl Connector {
         memory: M,
         metadata: &RdmaMetadata,
     ) -> Pending<WriteOperation> {
+        self.write(memory, Cow::Borrowed(metadata))
+    }
+
+    /// The same, with a document that was made for this and needs no copy.
+    pub(crate) fn begin_write_owned<M: SourceMemory>(
+        &self,
+        memory: M,
+        metadata: RdmaMetadata,
+    ) -> Pending<WriteOperation> {
+        self.write(memory, Cow::Owned(metadata))
+    }
+
+    fn write<M: SourceMemory>(&self, memory: M, metadata: Cow<'_, RdmaMetadata>) -> Pending<WriteOperation> {
         let memory = Box::new(memory);
         let regions = memory.regions();
         match self.submit(OperationName::Write, regions, Some(metadata)) {
@@ -300,6 +331,13 @@ impl Connector {
         (Registration { id, port: self.core.port.clone() }, self.ask(handle, command, |_, _| ()))
     }
 
+    /// What leads a peer to memory that is registered, as documents carry it.
+    pub(crate) fn describe(&self, regions: Vec<Region>) -> Pending<String> {
+        let handle = self.request(OperationName::Describe, 0, self.deadline);
+        let command = Command::Describe(Request(Arc::clone(&handle.info)), regions);
+        self.ask(handle, command, |_, opened| opened.blob.unwrap_or_default())
+    }
+
     /// Somebody who is about to wait for a slot.
     pub(crate) fn waiter(&self, slot_bytes: usize) -> Arc<OpInfo> {
         self.info(OperationName::Take, slot_bytes as u64, 0, self.deadline)
@@ -318,11 +356,11 @@ impl Connector {
         &self,
         name: OperationName,
         regions: Vec<Region>,
-        remote: Option<&RdmaMetadata>,
+        remote: Option<Cow<'_, RdmaMetadata>>,
     ) -> Result<Submit, Error> {
         let is_target = matches!(name, OperationName::Writable | OperationName::Read);
         check_regions(&regions, is_target)?;
-        if let Some(metadata) = remote {
+        if let Some(metadata) = &remote {
             metadata.check_against(name.kind(), &regions)?;
         }
         let bytes = regions.iter().map(Region::len).sum();
@@ -333,7 +371,7 @@ impl Connector {
         })?;
         let info = self.info(name, bytes, regions.len(), self.deadline);
         stats::add(&counters.started, 1);
-        Ok(Submit { core: Arc::clone(&self.core), info, regions, remote: remote.cloned() })
+        Ok(Submit { core: Arc::clone(&self.core), info, regions, remote: remote.map(Cow::into_owned) })
     }
 
     fn request(&self, name: OperationName, bytes: u64, deadline: Deadline) -> Handle {

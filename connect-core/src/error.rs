@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::blocks::BlockError;
 use crate::memory::MemoryError;
 use crate::op::OperationName;
 use crate::transport::TransportError;
@@ -21,6 +22,9 @@ pub enum Error {
     /// The metadata document is malformed or not for this operation. Nothing was done with its addresses.
     #[error("metadata refused: {0}")]
     Metadata(#[from] MetadataError),
+    /// A ticket, card, layout or lease of [`blocks`](crate::blocks) does not fit.
+    #[error("blocks refused: {0}")]
+    Blocks(#[from] BlockError),
     /// The transport failed. Look at the source: it tells a local shortage from a lost or refusing peer.
     #[error("{context} failed: {source}")]
     Transport {
@@ -122,6 +126,7 @@ impl Error {
                 ErrorCategory::Local
             }
             Self::Metadata(_) => ErrorCategory::Protocol,
+            Self::Blocks(error) => error.category(),
             Self::Transport { source, .. } | Self::Start { source } => source.category(),
             Self::DeadlineExceeded { .. } => ErrorCategory::Deadline,
             Self::Cancelled { .. } => ErrorCategory::Cancelled,
@@ -140,6 +145,7 @@ impl Error {
             | Self::WorkerId { .. }
             | Self::ShutDown => false,
             Self::DeadlineExceeded { .. } | Self::ParkedLimit { .. } => true,
+            Self::Blocks(error) => error.is_retryable(),
             Self::Transport { source, .. } | Self::Start { source } => source.is_retryable(),
         }
     }

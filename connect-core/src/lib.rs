@@ -99,6 +99,7 @@
 //!   [`transport::local`](transport::local#what-an-offer-allows).
 //! * NIXL can't call back a posted transfer, so a cancel may take as long as the transfer.
 
+pub mod blocks;
 mod clock;
 mod connector;
 mod deadline;

@@ -263,6 +263,7 @@ impl Driver {
             Command::Start(start) => self.start(*start),
             Command::Connect(request, metadata) => self.connect(&request.0, &metadata),
             Command::Register(request, keep) => self.register(&request, keep),
+            Command::Describe(request, regions) => self.describe(&request, &regions),
             Command::Deregister(id) => self.deregister(id),
             Command::Wait(request) => self.await_slot(request),
             Command::Stop(id, why) => self.stop(id, why),
@@ -336,7 +337,7 @@ impl Driver {
             self.keys.insert(key.clone(), info.id);
             self.offers.insert(offer_id, info.id);
             operation.offer = Some((offer_id, key));
-            return Ok(Opened { metadata: Some(metadata), peer: None });
+            return Ok(Opened { metadata: Some(metadata), ..Opened::default() });
         };
         let now = self.clock.now();
         let (peer, name) = self.peers.connect(self.transport.as_mut(), &remote, now, failed)?;
@@ -355,7 +356,7 @@ impl Driver {
             failed(source)
         })?;
         operation.transfer = Some((id, peer));
-        Ok(Opened { metadata: None, peer: Some(name) })
+        Ok(Opened { peer: Some(name), ..Opened::default() })
     }
 
     /// Ends an operation that the transport never took: its memory was never reachable.
@@ -368,7 +369,7 @@ impl Driver {
     fn connect(&mut self, info: &Arc<OpInfo>, metadata: &RdmaMetadata) {
         let failed = |source| Error::Transport { context: info.context(), source };
         match self.peers.connect(self.transport.as_mut(), metadata, self.clock.now(), failed) {
-            Ok((_, name)) => info.slot.open(Opened { metadata: None, peer: Some(name) }),
+            Ok((_, name)) => info.slot.open(Opened { peer: Some(name), ..Opened::default() }),
             Err(error) => {
                 let outcome = Outcome { result: Err(error), memory: None };
                 info.slot.settle(OperationStatus::Errored, outcome, || {});

@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Connect(Request, RdmaMetadata),
     /// Keep memory registered beyond single operations.
     Register(Request, Keep),
+    /// Describe memory that is kept registered.
+    Describe(Request, Vec<Region>),
     /// Nobody uses that memory any more.
     Deregister(RegistrationId),
     /// Somebody waits for a slot of a slab.

@@ -87,6 +87,23 @@ impl Driver {
         self.deadlines.remove(info);
     }
 
+    pub(super) fn describe(&mut self, request: &Request, regions: &[Region]) {
+        let Request(info) = request;
+        if self.closing.is_some() {
+            return self.deadlines.remove(info);
+        }
+        let described = self.transport.describe(regions);
+        let described = described.map_err(|source| Error::Transport { context: info.context(), source });
+        match described.and_then(|blob| Ok(self.encoded.of(&blob)?)) {
+            Ok(blob) => info.slot.open(Opened { blob: Some(blob), ..Opened::default() }),
+            Err(error) => {
+                let outcome = Outcome { result: Err(error), memory: None };
+                info.slot.settle(OperationStatus::Errored, outcome, || {});
+            }
+        }
+        self.deadlines.remove(info);
+    }
+
     pub(super) fn deregister(&mut self, id: RegistrationId) {
         let Some(keep) = self.registrations.kept.remove(&id) else { return };
         if self.transport.deregister(id) == Quiescence::Busy {

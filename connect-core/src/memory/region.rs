@@ -73,7 +73,6 @@ impl Region {
     }
 
     /// Both as one region, if `next` begins where this one ends.
-    #[cfg(feature = "nixl")]
     pub(crate) fn joined(&self, next: &Self) -> Option<Self> {
         let is_next = self.device == next.device && self.end() == next.addr;
         is_next.then(|| Self { len: self.len + next.len, ..*self })

@@ -118,6 +118,8 @@ pub enum OperationName {
     Connect,
     /// Registers memory for many operations.
     Register,
+    /// Describes registered memory to peers.
+    Describe,
     /// Waits for a slot of a slab.
     Take,
     /// Ends the connector.
@@ -134,10 +136,14 @@ impl OperationName {
     pub(crate) const fn kind(self) -> OperationKind {
         match self {
             Self::Writable | Self::Write => OperationKind::Write,
-            // The last four move nothing.
-            Self::Readable | Self::Read | Self::Connect | Self::Register | Self::Take | Self::ShutDown => {
-                OperationKind::Read
-            }
+            // The last five move nothing.
+            Self::Readable
+            | Self::Read
+            | Self::Connect
+            | Self::Register
+            | Self::Describe
+            | Self::Take
+            | Self::ShutDown => OperationKind::Read,
         }
     }
 }
@@ -151,6 +157,7 @@ impl fmt::Display for OperationName {
             Self::Write => "write",
             Self::Connect => "connect",
             Self::Register => "register",
+            Self::Describe => "describe",
             Self::Take => "take",
             Self::ShutDown => "shutdown",
         })

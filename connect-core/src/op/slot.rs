@@ -29,6 +29,8 @@ pub(crate) struct Opened {
     pub(crate) metadata: Option<RdmaMetadata>,
     /// An active operation's peer.
     pub(crate) peer: Option<String>,
+    /// What leads a peer here, encoded, for who asked for that alone.
+    pub(crate) blob: Option<String>,
 }
 
 /// How an operation ended.

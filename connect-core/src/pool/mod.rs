@@ -51,5 +51,6 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use mapping::Mapping;
 pub use slab::Slab;
 pub use slot::Slot;

@@ -59,6 +59,16 @@ pub unsafe trait Transport {
         Quiescence::Quiet
     }
 
+    /// The blob that leads a peer to memory that is registered: what [`offer`](Self::offer) returns for parts of it, as
+    /// long as nothing changes in between. An engine whose blobs are keys makes the memory reachable by this.
+    ///
+    /// # Errors
+    /// Unless implemented: this transport describes nothing but offers.
+    fn describe(&mut self, regions: &[Region]) -> Result<Vec<u8>, TransportError> {
+        let _ = regions;
+        Err(TransportError::Unavailable(format!("{} describes nothing but offers", self.name())))
+    }
+
     /// Makes `regions` reachable for the holder of `key`, and returns the blob that tells a peer how to get
     /// here (it becomes `nixl_metadata`).
     ///

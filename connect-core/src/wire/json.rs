@@ -17,7 +17,7 @@ use super::MetadataError;
 const MAX_QUOTED_CHARS: usize = 256;
 
 /// Reads a document of at most `max` bytes. The length is checked first, so that a longer one costs nothing.
-pub(super) fn parse<'a, T: Deserialize<'a>>(document: &'a [u8], max: usize) -> Result<T, MetadataError> {
+pub(crate) fn parse<'a, T: Deserialize<'a>>(document: &'a [u8], max: usize) -> Result<T, MetadataError> {
     if document.len() > max {
         return Err(MetadataError::TooLarge { field: "the document", len: document.len(), max });
     }
@@ -25,7 +25,7 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(document: &'a [u8], max: usize) -> R
 }
 
 /// A peer's text made fit for a log line: one line, and not long.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut chars = text.chars();
     let mut short = String::new();
     for c in chars.by_ref().take(MAX_QUOTED_CHARS) {
@@ -42,7 +42,7 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// A `T` written as a JSON object, and in no other way.
-pub(super) struct Object<T>(pub(super) T);
+pub(crate) struct Object<T>(pub(crate) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -61,13 +61,13 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
 }
 
 /// The first elements of a list, up to a limit, and how many there were in all.
-pub(super) struct List<T> {
-    pub(super) items: Vec<T>,
-    pub(super) count: usize,
+pub(crate) struct List<T> {
+    pub(crate) items: Vec<T>,
+    pub(crate) count: usize,
 }
 
 /// Reads a list and keeps at most `max` elements; the rest is counted, not kept.
-pub(super) fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+pub(crate) fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
     field: &'static str,
     max: usize,
@@ -103,7 +103,7 @@ pub(super) fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
 }
 
 /// Reads an unsigned integer, which is never taken from a fraction, an exponent or a string.
-pub(super) fn unsigned<'de, D: Deserializer<'de>>(d: D, field: &'static str) -> Result<u64, D::Error> {
+pub(crate) fn unsigned<'de, D: Deserializer<'de>>(d: D, field: &'static str) -> Result<u64, D::Error> {
     struct Unsigned(&'static str);
     impl Visitor<'_> for Unsigned {
         type Value = u64;
@@ -121,7 +121,7 @@ pub(super) fn unsigned<'de, D: Deserializer<'de>>(d: D, field: &'static str) -> 
 }
 
 /// Reads a string.
-pub(super) fn text<'de, D: Deserializer<'de>>(d: D, field: &'static str) -> Result<String, D::Error> {
+pub(crate) fn text<'de, D: Deserializer<'de>>(d: D, field: &'static str) -> Result<String, D::Error> {
     struct Text(&'static str);
     impl Visitor<'_> for Text {
         type Value = String;

@@ -13,7 +13,7 @@ mod error;
 mod extra;
 #[cfg(test)]
 mod golden;
-mod json;
+pub(crate) mod json;
 mod media;
 mod metadata;
 mod tensor;

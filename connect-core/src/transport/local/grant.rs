@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::attach::{Source, Target};
 use super::copy::Copy;
+use super::cursor::total;
 use super::frame::{Frame, Request};
 use super::lease::Lease;
 use super::node::{Greeted, Node, Watched};
@@ -146,18 +147,9 @@ impl Offers {
         if offered.state != State::Open {
             return Err("another request is at the offer".into());
         }
-        if offered.regions.len() != request.regions.len() {
-            return Err(format!(
-                "the request names {} regions, the offer has {}",
-                request.regions.len(),
-                offered.regions.len()
-            ));
-        }
-        if let Some(index) = offered.regions.iter().zip(request.regions.iter()).position(|(o, r)| o != r) {
-            return Err(format!("region {index} of the request is not the one offered"));
-        }
+        check_inside(kind, &offered.regions, &request.regions)?;
         offered.state = State::Granted { token: asking.watched.token, request: asking.id };
-        Ok((offer, Arc::clone(&offered.regions)))
+        Ok((offer, Arc::clone(&request.regions)))
     }
 
     /// An offer's bytes have moved. Returns its key, unless it was ended in the meantime.
@@ -211,8 +203,104 @@ impl Offers {
     }
 }
 
+/// A request may cut what is offered into other pieces, and order them as it likes. A read may leave some out; a write
+/// brings each byte once, because whoever offered will take all of them for written.
+fn check_inside(kind: OperationKind, offered: &[Region], asked: &[Region]) -> Result<(), String> {
+    if offered == asked {
+        return Ok(());
+    }
+    let (all, wanted) = (total(offered), total(asked));
+    let fits = match kind {
+        OperationKind::Read => wanted.is_some() && wanted <= all,
+        OperationKind::Write => wanted == all,
+    };
+    if !fits {
+        return Err("the request is not for the bytes on offer".into());
+    }
+    let on_offer = spans(offered);
+    let is_inside = |asked: &Region| {
+        let after = on_offer.partition_point(|span| span.0 <= asked.addr());
+        after.checked_sub(1).is_some_and(|at| asked.end() <= on_offer[at].1)
+    };
+    if let Some(index) = asked.iter().position(|region| !is_inside(region)) {
+        return Err(format!("region {index} of the request is not on offer"));
+    }
+    // As many bytes as there are, all inside: none is missing if none is there twice.
+    let spread = || spans(asked).iter().map(|span| span.1 - span.0).sum::<u64>();
+    if kind == OperationKind::Write && Some(spread()) != all {
+        return Err("the request names bytes twice".into());
+    }
+    Ok(())
+}
+
+/// Where regions begin and end, in order, those that touch or overlap as one. All are system memory.
+fn spans(regions: &[Region]) -> Vec<(u64, u64)> {
+    let mut sorted: Vec<(u64, u64)> = regions.iter().map(|region| (region.addr(), region.end())).collect();
+    sorted.sort_unstable();
+    sorted.dedup_by(|next, last| {
+        let touches = next.0 <= last.1;
+        if touches {
+            last.1 = last.1.max(next.1);
+        }
+        touches
+    });
+    sorted
+}
+
 impl Grant {
     pub(super) fn is_read(&self) -> bool {
         matches!(self.work, Work::Attached(_) | Work::Streaming | Work::Draining)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Device;
+
+    fn regions(pieces: &[(u64, u64)]) -> Vec<Region> {
+        pieces.iter().map(|(addr, len)| Region::new(Device::CPU, *addr, *len).unwrap()).collect()
+    }
+
+    #[test]
+    fn p8_a_request_may_cut_what_is_offered_and_reaches_nothing_else() {
+        let offered = regions(&[(100, 10), (110, 10), (200, 10)]);
+        let asks = |kind, pieces: &[(u64, u64)]| check_inside(kind, &offered, &regions(pieces)).is_ok();
+        for kind in [OperationKind::Read, OperationKind::Write] {
+            assert!(asks(kind, &[(100, 10), (110, 10), (200, 10)]));
+            assert!(asks(kind, &[(200, 10), (100, 20)]) && asks(kind, &[(100, 5), (105, 15), (200, 10)]));
+            assert!(!asks(kind, &[(100, 10), (110, 11), (200, 9)]), "one byte outside");
+            assert!(
+                !asks(kind, &[(100, 20), (200, 11)]) && !asks(kind, &[(99, 30)]) && !asks(kind, &[(1, 300)])
+            );
+        }
+        assert!(asks(OperationKind::Read, &[(105, 3)]) && asks(OperationKind::Read, &[(105, 3), (105, 3)]));
+        assert!(!asks(OperationKind::Write, &[(100, 20)]), "a write brings all of it");
+        assert!(!asks(OperationKind::Write, &[(100, 20), (105, 10)]), "and nothing twice");
+        assert!(!asks(OperationKind::Read, &[(100, 20), (100, 20)]), "more than there is");
+    }
+
+    proptest! {
+        /// As a search through all bytes would say.
+        #[test]
+        fn p8_the_sorted_search_says_what_a_plain_one_says(
+            offered in prop::collection::vec((1u64..40, 1u64..9), 1..5),
+            asked in prop::collection::vec((1u64..48, 1u64..9), 1..5),
+        ) {
+            let (offered, asked) = (regions(&offered), regions(&asked));
+            let bytes = |regions: &[Region]| regions.iter().flat_map(|r| r.addr()..r.end()).collect::<Vec<u64>>();
+            let (on_offer, wanted) = (bytes(&offered), bytes(&asked));
+            if check_inside(OperationKind::Read, &offered, &asked).is_ok() {
+                prop_assert!(wanted.iter().all(|byte| on_offer.contains(byte)));
+                prop_assert!(wanted.len() <= on_offer.len());
+            }
+            if check_inside(OperationKind::Write, &offered, &asked).is_ok() && offered != asked {
+                let unique = |mut bytes: Vec<u64>| { bytes.sort_unstable(); bytes.dedup(); bytes };
+                prop_assert_eq!(unique(wanted.clone()).len(), wanted.len());
+                prop_assert_eq!(unique(wanted), unique(on_offer));
+            }
+        }
     }
 }

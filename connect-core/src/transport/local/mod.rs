@@ -62,7 +62,7 @@ use super::{
     Offer, OfferId, PeerId, Quiescence, Transfer, TransferId, TransferState, Transport, TransportContext,
     TransportError, TransportEvent,
 };
-use crate::Device;
+use crate::{Device, Region};
 use blob::{Address, MAX_NAME};
 use client::Client;
 use endpoint::Endpoint;
@@ -146,6 +146,11 @@ unsafe impl Transport for LocalTransport {
 
     fn check_device(&self, device: Device) -> Result<(), TransportError> {
         check_device(device)
+    }
+
+    fn describe(&mut self, regions: &[Region]) -> Result<Vec<u8>, TransportError> {
+        regions.iter().try_for_each(|region| check_device(region.device()))?;
+        Ok(self.blob.clone())
     }
 
     unsafe fn offer(&mut self, offer: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {

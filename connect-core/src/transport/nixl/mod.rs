@@ -314,6 +314,17 @@ unsafe impl Transport for NixlTransport {
         Quiescence::Quiet
     }
 
+    fn describe(&mut self, regions: &[Region]) -> Result<Vec<u8>, TransportError> {
+        if let Some(region) = regions.iter().find(|region| self.kept.around(region).is_none()) {
+            let status = format!("{region:?} is not registered, or overlaps memory that is");
+            return Err(TransportError::Engine { call: "describe", status });
+        }
+        let current = self.current_generation()?;
+        let generation = self.generations.get_mut(&current).ok_or_else(unknown_transfer)?;
+        generation.register(&self.kept, regions)?;
+        generation.describe(&self.kept, regions)
+    }
+
     unsafe fn offer(&mut self, offer: &Offer<'_>) -> Result<(OfferId, Vec<u8>), TransportError> {
         let current = self.current_generation()?;
         let id = OfferId(self.id());

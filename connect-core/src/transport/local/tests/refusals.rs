@@ -33,16 +33,34 @@ fn an_unknown_key_a_wrong_direction_and_other_ranges_are_refused() {
         assert_refused(&refusal(&mut scene, read, "guess"), "unknown, ended, or already taken");
         assert_refused(&refusal(&mut scene, write, KEY), "allows READ");
         let (local, remote) = (scene.own.regions(), scene.offered.regions());
-        let error = refusal_of(&mut scene, read, KEY, &local[..1], &remote[..1]);
-        assert_refused(&error, "names 1 regions");
-        let inner = [remote[0].slice(1..100).unwrap(), remote[1]];
-        let shorter = [local[0].slice(1..100).unwrap(), local[1]];
-        let error = refusal_of(&mut scene, read, KEY, &shorter, &inner);
-        assert_refused(&error, "region 0 of the request is not the one offered");
+        let outside = Region::new(Device::CPU, remote[0].addr() + 1, 100).unwrap();
+        let error = refusal_of(&mut scene, read, KEY, &local, &[outside, remote[1]]);
+        assert_refused(&error, "region 0 of the request is not on offer");
+        let error = refusal_of(&mut scene, read, KEY, &[local[0], local[0]], &[remote[0], remote[0]]);
+        assert_refused(&error, "not for the bytes on offer");
         // None of that used the offer up.
         let id = scene.begin();
         scene.run(id).unwrap();
         scene.assert_moved();
+        scene.assert_notified();
+    }
+}
+
+#[test]
+fn a_write_brings_every_byte_or_is_refused_and_a_read_may_leave_some_out() {
+    for way in WAYS {
+        let mut scene = Scene::new(way, OperationKind::Write, &[100, 50]);
+        let (local, remote) = (scene.own.regions(), scene.offered.regions());
+        let error = refusal_of(&mut scene, OperationKind::Write, KEY, &local[..1], &remote[..1]);
+        assert_refused(&error, "not for the bytes on offer");
+
+        let mut scene = Scene::new(way, OperationKind::Read, &[100, 50]);
+        let (local, remote) = (scene.own.regions(), scene.offered.regions());
+        let (peer, _) = scene.client.connect(&scene.blob).unwrap();
+        let part =
+            Transfer { peer, kind: OperationKind::Read, local: &local[1..], remote: &remote[1..], key: KEY };
+        let id = scene.client.call_begin(&part).unwrap();
+        scene.run(id).unwrap();
         scene.assert_notified();
     }
 }
