@@ -73,7 +73,7 @@ impl Goal {
 /// All goals that the measured cells say something about.
 pub fn all(cells: &[Cell]) -> Vec<Goal> {
     let judge = Judge { cells, goals: Vec::new() };
-    judge.latency().throughput().flatness().idleness().rate().others().goals
+    judge.latency().throughput().flatness().idleness().rate().requests().others().goals
 }
 
 /// Sizes in bytes, as the sweep has them.
@@ -191,13 +191,28 @@ impl Judge<'_> {
         self
     }
 
+    /// What a request costs beyond its bytes, which take as long as one request that is posted again.
+    fn requests(mut self) -> Self {
+        let at = |engine| self.cell(("requests", 4096, engine)).map(|cell| cell.each(Metric::P50));
+        if let (Some(anew), Some(by_ticket), Some(bytes)) = (at(Nixl), at(NixlBlocks), at(BareRepost)) {
+            let rounds = anew.iter().zip(&by_ticket).zip(&bytes);
+            let each = rounds
+                .map(|((anew, ticket), bytes)| (ticket - bytes).max(0.0) / (anew - bytes).max(f64::EPSILON));
+            let what = "4,096 descriptors, a request beyond its bytes, by ticket to by document".to_owned();
+            self.add(what, Limit::AtMost(0.2), "", each.collect(), None);
+        }
+        self
+    }
+
     /// What has no goal of its own, and is there to be seen.
     fn others(mut self) -> Self {
-        for engine in [BarePrepared, BareRepost, Nixl] {
-            let what = format!("4,096 descriptors, {} to building the request each time", engine.label());
-            let at = |engine| ("requests", 4096, engine);
+        let at = |engine| ("requests", 4096, engine);
+        for engine in [BarePrepared, BareRepost, NixlBlocks] {
+            let what = format!("4,096 descriptors, {} to lists and request anew", engine.label());
             self.ratio(what, Limit::None, Metric::P50, at(engine), at(BareLists));
         }
+        let what = "4,096 descriptors over local, by ticket to by document".to_owned();
+        self.ratio(what, Limit::None, Metric::P50, at(LocalBlocks), at(Local));
         for engine in [Nixl, Original] {
             let what = format!("metadata with 1,000 to 1 regions, {}", engine.label());
             let at = |regions| ("regions", regions, engine);
@@ -298,8 +313,8 @@ mod tests {
     fn a_full_run_says_something_about_every_goal() {
         let judged = |goal: &&Goal| goal.limit != Limit::None;
         let goals = all(&cells());
-        assert_eq!(goals.iter().filter(judged).count(), 4 + 10 + 12 + 9 + 4);
-        assert_eq!(goals.len(), 39 + 9);
+        assert_eq!(goals.iter().filter(judged).count(), 4 + 10 + 12 + 9 + 4 + 1);
+        assert_eq!(goals.len(), 40 + 10);
     }
 
     #[test]

@@ -40,6 +40,8 @@ fn look(engine: Engine) -> (RGBColor, bool) {
         Engine::NixlNoFailures => (BLACK, false),
         Engine::Local => (GREEN, false),
         Engine::LocalAsync => (GREEN, true),
+        Engine::LocalBlocks => (YELLOW, false),
+        Engine::NixlBlocks => (BLACK, true),
         Engine::Bare => (VERMILION, false),
         Engine::BareRepost => (VERMILION, true),
         Engine::BareTcp => (ORANGE, false),

@@ -8,6 +8,7 @@ mod active;
 mod attach;
 #[cfg(feature = "nixl")]
 mod bare;
+mod blocks;
 mod memcpy;
 mod original;
 mod ours;
@@ -51,6 +52,10 @@ pub enum Engine {
     /// This library over NIXL, with UCX not told to report failures of peers: its control messages then go through
     /// shared memory, and not over TCP's loopback.
     NixlNoFailures,
+    /// This library over its embedded transport, with pools of blocks and tickets.
+    LocalBlocks,
+    /// The same over NIXL.
+    NixlBlocks,
     /// nixl-sys with nothing around it: a fresh request for each operation, of lists that are kept.
     Bare,
     /// The same over TCP.
@@ -89,6 +94,8 @@ impl Engine {
             Self::NixlLatency => "connect, NIXL, latency",
             Self::NixlEfficient => "connect, NIXL, efficient",
             Self::NixlNoFailures => "connect, NIXL, UCX mode none",
+            Self::LocalBlocks => "connect, local, blocks",
+            Self::NixlBlocks => "connect, NIXL, blocks",
             Self::Bare => "nixl-sys",
             Self::BareTcp => "nixl-sys, TCP",
             Self::BareLists => "nixl-sys, lists and request anew",
@@ -107,7 +114,7 @@ impl Engine {
 
     /// Whether it needs the NIXL library.
     pub fn needs_nixl(self) -> bool {
-        !matches!(self, Self::Local | Self::LocalAsync | Self::Memcpy | Self::Attach)
+        !matches!(self, Self::Local | Self::LocalAsync | Self::LocalBlocks | Self::Memcpy | Self::Attach)
     }
 
     /// Whether it can do this at all, and in a time that a run can afford.
@@ -122,6 +129,9 @@ impl Engine {
                     && load.regions <= 1000
                     && load.peers == 1
                     && load.open == 0
+            }
+            Self::LocalBlocks | Self::NixlBlocks => {
+                load.peers == 1 && load.regions == 0 && load.open == 0 && load.strangers == 0
             }
             Self::Memcpy | Self::Attach => is_plain && load.idle.is_zero() && load.every.is_zero(),
             Self::Bare | Self::BareTcp | Self::BareLists | Self::BarePrepared | Self::BareRepost => {
@@ -150,6 +160,7 @@ impl Engine {
             | Self::NixlEfficient
             | Self::NixlNoFailures => Box::new(ours::Ours::start(self, Waiting::Blocking)?),
             Self::LocalAsync | Self::NixlAsync => Box::new(ours::Ours::start(self, Waiting::Async)?),
+            Self::LocalBlocks | Self::NixlBlocks => Box::new(blocks::Blocks::start(self)?),
             #[cfg(feature = "nixl")]
             Self::Bare | Self::BareTcp | Self::BareLists | Self::BarePrepared | Self::BareRepost => {
                 Box::new(bare::Bare::start(self)?)

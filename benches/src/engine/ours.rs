@@ -20,12 +20,14 @@ use crate::{Load, Pieces, Samples};
 
 /// A connector over the transport of `engine`. New settings of [`Connector::builder`] that are to be compared
 /// become an [`Engine`] each, and are made here.
-fn connector(engine: Engine) -> Result<Connector> {
+pub(super) fn connector(engine: Engine) -> Result<Connector> {
     // Longer than any round, so that offers that are held open do not expire within it.
     let builder = Connector::builder().default_deadline(Deadline::after(Duration::from_secs(600)));
     let builder = match engine {
         #[cfg(feature = "nixl")]
-        Engine::Nixl | Engine::NixlAsync | Engine::NixlTcp => builder.nixl(NixlConfig::default()),
+        Engine::Nixl | Engine::NixlAsync | Engine::NixlTcp | Engine::NixlBlocks => {
+            builder.nixl(NixlConfig::default())
+        }
         #[cfg(feature = "nixl")]
         Engine::NixlThread => {
             builder.nixl(NixlConfig::default().progress(NixlProgress::Thread(Duration::from_millis(10))))
@@ -38,7 +40,7 @@ fn connector(engine: Engine) -> Result<Connector> {
         Engine::NixlNoFailures => {
             builder.nixl(NixlConfig::default().param("ucx_error_handling_mode", "none"))
         }
-        Engine::Local | Engine::LocalAsync => builder,
+        Engine::Local | Engine::LocalAsync | Engine::LocalBlocks => builder,
         _ => anyhow::bail!("{} is not this library, or it was built without NIXL", engine.label()),
     };
     Ok(builder.build()?)

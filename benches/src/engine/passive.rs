@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::{Engine, attach, ours};
+use super::{Engine, attach, blocks, ours};
 use crate::Load;
 use crate::lines::Lines;
 
@@ -41,6 +41,7 @@ pub(super) fn start(engine: Engine) -> Result<Lines> {
 pub fn serve(engine: Engine) -> Result<()> {
     match engine {
         Engine::Attach => attach::serve(),
+        Engine::LocalBlocks | Engine::NixlBlocks => blocks::serve(engine),
         #[cfg(feature = "nixl")]
         Engine::Bare | Engine::BareTcp | Engine::BareLists | Engine::BarePrepared | Engine::BareRepost => {
             super::bare::serve()

@@ -281,12 +281,13 @@ fn requests() -> Sweep {
     Sweep {
         name: "requests",
         title: "4,096 descriptors, again and again",
-        about: "What there is to gain from keeping what NIXL made of a list of 4,096 pages. This library keeps nothing \
-                between operations yet.",
+        about: "What there is to gain from describing 4,096 pages once: by NIXL's lists and requests, and by this \
+                library's pools of blocks, whose tickets name them by number. Without a pool each operation comes \
+                with a document that describes them all, and registers them.",
         axis: "descriptors of 4 KiB in a read",
         points: along(&[1, 4096], |at, load| load.descriptors = at as usize),
-        engines: vec![BareLists, Bare, BarePrepared, BareRepost, Nixl],
-        rounds: 7,
+        engines: vec![BareLists, Bare, BarePrepared, BareRepost, Nixl, NixlBlocks, Local, LocalBlocks],
+        rounds: 5,
         patience: Duration::from_secs(70),
         fresh: false,
         columns: READS,
