@@ -135,7 +135,7 @@ pub use op::{
     All, Completion, FanOut, OperationKind, OperationName, OperationStatus, Pending, ReadOperation,
     ReadableOperation, Received, Report, WritableOperation, WriteOperation,
 };
-pub use pool::{Slab, Slot};
+pub use pool::{Registered, Slab, Slot};
 pub use stats::Stats;
 pub use task::{Task, Wait};
 pub use tensors::{NamedTensors, ReadableTensor, ReadableTensors};

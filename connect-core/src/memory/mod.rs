@@ -10,7 +10,6 @@ mod region;
 
 pub use descriptor::{Descriptor, DescriptorMut};
 pub(crate) use region::check_regions;
-#[cfg(feature = "nixl")]
 pub(crate) use region::joined;
 pub use region::{MAX_DESCRIPTORS, MemoryError, Region};
 

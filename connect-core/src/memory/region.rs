@@ -193,7 +193,6 @@ pub const MAX_DESCRIPTORS: usize = 65_536;
 
 /// The same memory in as few regions as its order allows: those that follow each other directly are joined, where
 /// `is_one` says so of both together.
-#[cfg(feature = "nixl")]
 pub(crate) fn joined(regions: &[Region], is_one: impl Fn(&Region) -> bool) -> Vec<Region> {
     let mut all: Vec<Region> = Vec::new();
     for region in regions {
@@ -265,7 +264,6 @@ mod tests {
         assert!(matches!(check_regions(&many, false), Err(MemoryError::TooManyPieces { .. })));
     }
 
-    #[cfg(feature = "nixl")]
     #[test]
     fn regions_that_follow_each_other_are_joined_and_no_others() {
         let region = |addr, len| Region::new(Device::CPU, addr, len).unwrap();

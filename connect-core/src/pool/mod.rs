@@ -8,6 +8,8 @@
 //! | send many payloads from memory that stays registered | [`Slab::take`], fill it, [`create_readable`](crate::Connector::create_readable) or [`begin_write`](crate::Connector::begin_write) |
 //! | receive payloads of any size up to a slot's | [`begin_read_into`](crate::Connector::begin_read_into) with a slot |
 //! | have senders push, at the pace of the receiver | [`Slab::receive`]: the receiver hands out slots, the sender writes |
+//! | offer the same memory of your own again and again | [`Connector::registered`](crate::Connector::registered) |
+//! | move numbered pieces of one large cache | [`blocks`](crate::blocks) |
 //! | let several peers read one payload | [`fan_out`](crate::Connector::fan_out) with a slot |
 //!
 //! # What is done once
@@ -45,6 +47,7 @@
 //! ([`Stats::parked_bytes`](crate::Stats::parked_bytes)).
 
 mod mapping;
+mod registered;
 mod shared;
 mod slab;
 mod slot;
@@ -52,5 +55,6 @@ mod slot;
 mod tests;
 
 pub(crate) use mapping::Mapping;
+pub use registered::Registered;
 pub use slab::Slab;
 pub use slot::Slot;
