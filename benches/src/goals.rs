@@ -170,7 +170,7 @@ impl Judge<'_> {
         for (engine, share, micros) in
             [(Nixl, 3.0, 1000.0), (NixlEfficient, 1.0, 10_000.0), (Local, 3.0, 1000.0)]
         {
-            let spot = ("idle", 1000, engine);
+            let spot = ("idle", 250, engine);
             for side in [Side::Active, Side::Passive] {
                 let what = format!("idle, {} side, {}", side.name(), engine.label());
                 self.value(what, Limit::AtMost(share), " %", Metric::IdleShare(side), spot);
@@ -221,10 +221,15 @@ impl Judge<'_> {
             let at = |strangers| ("strangers", strangers, engine);
             self.ratio(what, Limit::None, Metric::Whole, at(10_000), at(1));
         }
+        for (push, pull) in [(NixlTcpPush, NixlTcp), (NixlPush, Nixl), (LocalPush, Local)] {
+            let what = format!("GB/s at 64 MiB, {} to pull", push.label());
+            let at = |engine| ("direction", MIB_64, engine);
+            self.ratio(what, Limit::None, Metric::Bandwidth, at(push), at(pull));
+        }
         let at = |engine| ("offers", 1 << 20, engine);
         let what = "making an offer of 1 MiB: the original to this".to_owned();
         self.ratio(what, Limit::None, Metric::Offer, at(Original), at(Nixl));
-        let at = |engine| ("idle", 1000, engine);
+        let at = |engine| ("idle", 250, engine);
         let what = "idle CPU, passive side: the original to this".to_owned();
         let metric = Metric::IdleShare(Side::Passive);
         self.ratio(what, Limit::None, metric, at(Original), at(Nixl));
@@ -314,7 +319,7 @@ mod tests {
         let judged = |goal: &&Goal| goal.limit != Limit::None;
         let goals = all(&cells());
         assert_eq!(goals.iter().filter(judged).count(), 4 + 10 + 12 + 9 + 4 + 1);
-        assert_eq!(goals.len(), 40 + 10);
+        assert_eq!(goals.len(), 40 + 13);
     }
 
     #[test]

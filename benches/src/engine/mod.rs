@@ -13,6 +13,8 @@ mod memcpy;
 mod original;
 mod ours;
 mod passive;
+mod pipe;
+mod push;
 #[cfg(feature = "nixl")]
 mod stranger;
 
@@ -56,6 +58,12 @@ pub enum Engine {
     LocalBlocks,
     /// The same over NIXL.
     NixlBlocks,
+    /// This library over its embedded transport, pushing: the active side writes what the passive one offered.
+    LocalPush,
+    /// The same over NIXL.
+    NixlPush,
+    /// The same over NIXL and TCP.
+    NixlTcpPush,
     /// nixl-sys with nothing around it: a fresh request for each operation, of lists that are kept.
     Bare,
     /// The same over TCP.
@@ -72,6 +80,8 @@ pub enum Engine {
     Memcpy,
     /// `process_vm_readv` from one process' memory into another's, with nothing around it.
     Attach,
+    /// A line through a pipe to another process and an answer: nothing moves but those.
+    Pipe,
 }
 
 /// How this library's caller waits.
@@ -96,6 +106,9 @@ impl Engine {
             Self::NixlNoFailures => "connect, NIXL, UCX mode none",
             Self::LocalBlocks => "connect, local, blocks",
             Self::NixlBlocks => "connect, NIXL, blocks",
+            Self::LocalPush => "connect, local, push",
+            Self::NixlPush => "connect, NIXL, push",
+            Self::NixlTcpPush => "connect, NIXL, TCP, push",
             Self::Bare => "nixl-sys",
             Self::BareTcp => "nixl-sys, TCP",
             Self::BareLists => "nixl-sys, lists and request anew",
@@ -104,6 +117,7 @@ impl Engine {
             Self::Original => "Python original",
             Self::Memcpy => "memcpy",
             Self::Attach => "process_vm_readv",
+            Self::Pipe => "a pipe",
         }
     }
 
@@ -133,6 +147,7 @@ impl Engine {
             Self::LocalBlocks | Self::NixlBlocks => {
                 load.peers == 1 && load.regions == 0 && load.open == 0 && load.strangers == 0
             }
+            Self::LocalPush | Self::NixlPush | Self::NixlTcpPush | Self::Pipe => is_plain,
             Self::Memcpy | Self::Attach => is_plain && load.idle.is_zero() && load.every.is_zero(),
             Self::Bare | Self::BareTcp | Self::BareLists | Self::BarePrepared | Self::BareRepost => {
                 load.open == 0
@@ -144,7 +159,7 @@ impl Engine {
     /// Which of UCX' ways this engine's two processes take. Shared memory is what UCX itself prefers on one host.
     pub fn set_transports(self, command: &mut Command) {
         match self {
-            Self::NixlTcp | Self::BareTcp => command.env("UCX_TLS", "tcp"),
+            Self::NixlTcp | Self::NixlTcpPush | Self::BareTcp => command.env("UCX_TLS", "tcp"),
             _ => command.env_remove("UCX_TLS"),
         };
     }
@@ -160,6 +175,8 @@ impl Engine {
             | Self::NixlEfficient
             | Self::NixlNoFailures => Box::new(ours::Ours::start(self, Waiting::Blocking)?),
             Self::LocalAsync | Self::NixlAsync => Box::new(ours::Ours::start(self, Waiting::Async)?),
+            Self::LocalPush | Self::NixlPush | Self::NixlTcpPush => Box::new(push::Push::start(self)?),
+            Self::Pipe => Box::new(pipe::Pipe::start()?),
             Self::LocalBlocks | Self::NixlBlocks => Box::new(blocks::Blocks::start(self)?),
             #[cfg(feature = "nixl")]
             Self::Bare | Self::BareTcp | Self::BareLists | Self::BarePrepared | Self::BareRepost => {

@@ -40,7 +40,7 @@ pub(super) fn connector(engine: Engine) -> Result<Connector> {
         Engine::NixlNoFailures => {
             builder.nixl(NixlConfig::default().param("ucx_error_handling_mode", "none"))
         }
-        Engine::Local | Engine::LocalAsync | Engine::LocalBlocks => builder,
+        Engine::Local | Engine::LocalAsync | Engine::LocalBlocks | Engine::LocalPush => builder,
         _ => anyhow::bail!("{} is not this library, or it was built without NIXL", engine.label()),
     };
     Ok(builder.build()?)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::{Engine, attach, blocks, ours};
+use super::{Engine, attach, blocks, ours, pipe, push};
 use crate::Load;
 use crate::lines::Lines;
 
@@ -41,6 +41,8 @@ pub(super) fn start(engine: Engine) -> Result<Lines> {
 pub fn serve(engine: Engine) -> Result<()> {
     match engine {
         Engine::Attach => attach::serve(),
+        Engine::Pipe => pipe::serve(),
+        Engine::LocalPush | Engine::NixlPush | Engine::NixlTcpPush => push::serve(engine),
         Engine::LocalBlocks | Engine::NixlBlocks => blocks::serve(engine),
         #[cfg(feature = "nixl")]
         Engine::Bare | Engine::BareTcp | Engine::BareLists | Engine::BarePrepared | Engine::BareRepost => {

@@ -66,6 +66,7 @@ pub fn all(quick: bool) -> Vec<Sweep> {
     let mut sweeps = vec![
         small(),
         size(),
+        direction(),
         descriptors(),
         in_flight(),
         open(),
@@ -188,6 +189,22 @@ fn size() -> Sweep {
             Plot::Lines(Metric::Bandwidth),
             Plot::Lines(Metric::CpuPerGigabyte(Side::Active)),
         ],
+    }
+}
+
+fn direction() -> Sweep {
+    Sweep {
+        name: "direction",
+        title: "Pull and push",
+        about: "The same bytes, read by who needs them or written by who has them, one descriptor at a time.",
+        axis: "bytes",
+        points: along(&[4 << 10, 1 << 20, 64 << 20], |at, load| load.size = at as usize),
+        engines: vec![Nixl, NixlPush, NixlTcp, NixlTcpPush, Local, LocalPush],
+        rounds: 5,
+        patience: PATIENCE,
+        fresh: false,
+        columns: READS,
+        plots: &[Plot::Lines(Metric::P50), Plot::Lines(Metric::Bandwidth)],
     }
 }
 
@@ -316,6 +333,7 @@ fn rate() -> Sweep {
             Local,
             LocalAsync,
             Bare,
+            Pipe,
         ],
         rounds: 3,
         patience: PATIENCE,
@@ -337,16 +355,17 @@ fn rate() -> Sweep {
 fn idle() -> Sweep {
     Sweep {
         name: "idle",
-        title: "After a second of silence",
-        about: "An offer is open for a second in which nothing happens, then it is read. What both sides use \
-                meanwhile, and how long it takes from begin_read until the passive side's caller knows.",
+        title: "After silence",
+        about: "An offer is open for a quarter of a second in which nothing happens, then it is read. What both sides \
+                use meanwhile, and how long it takes from begin_read until the passive side's caller knows. The pipe \
+                is what waking another process costs on this machine.",
         axis: "milliseconds of silence",
-        points: along(&[1000], |at, load| {
+        points: along(&[250], |at, load| {
             load.idle = Duration::from_millis(at);
-            load.lasts = Duration::from_secs(25);
+            load.lasts = Duration::from_secs(18);
         }),
-        engines: vec![Nixl, NixlLatency, NixlEfficient, NixlThread, Local, Bare, Original],
-        rounds: 2,
+        engines: vec![Nixl, NixlLatency, NixlEfficient, NixlThread, Local, Bare, Original, Pipe],
+        rounds: 3,
         patience: PATIENCE,
         fresh: false,
         columns: IDLE,

@@ -174,9 +174,9 @@ impl BlockPool {
         let (numbers, parts) = (blocks.blocks().to_vec(), blocks.parts());
         let shared = Arc::clone(&self.shared);
         Task::after(self.connector.create_readable(blocks), move |opened| {
-            Task::ready(opened.and_then(|operation| {
+            Task::ready(opened.map(|operation| {
                 let ticket = shared.ticket(operation.metadata(), OperationKind::Read, numbers, parts);
-                Ok(BlockOffer { operation, ticket })
+                BlockOffer { operation, ticket }
             }))
         })
     }
@@ -195,9 +195,9 @@ impl BlockPool {
         let (numbers, parts) = (lease.blocks().to_vec(), lease.parts());
         let shared = Arc::clone(&self.shared);
         Task::after(self.connector.create_writable(lease), move |opened| {
-            Task::ready(opened.and_then(|operation| {
+            Task::ready(opened.map(|operation| {
                 let ticket = shared.ticket(operation.metadata(), OperationKind::Write, numbers, parts);
-                Ok(BlockOffer { operation, ticket })
+                BlockOffer { operation, ticket }
             }))
         })
     }
