@@ -25,9 +25,12 @@ pub(super) fn connector(engine: Engine) -> Result<Connector> {
     let builder = Connector::builder().default_deadline(Deadline::after(Duration::from_secs(600)));
     let builder = match engine {
         #[cfg(feature = "nixl")]
-        Engine::Nixl | Engine::NixlAsync | Engine::NixlTcp | Engine::NixlBlocks => {
-            builder.nixl(NixlConfig::default())
-        }
+        Engine::Nixl
+        | Engine::NixlAsync
+        | Engine::NixlTcp
+        | Engine::NixlBlocks
+        | Engine::NixlPush
+        | Engine::NixlTcpPush => builder.nixl(NixlConfig::default()),
         #[cfg(feature = "nixl")]
         Engine::NixlThread => {
             builder.nixl(NixlConfig::default().progress(NixlProgress::Thread(Duration::from_millis(10))))
