@@ -58,7 +58,7 @@ const IDLE: &[Metric] = &[
 ];
 
 /// For most sweeps. With what the others have, a run takes less than half an hour on two busy cores.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(45);
 
 /// All sweeps, those first that most often matter. `quick` ones have the same engines, the ends of each axis, and
 /// are too short to say how fast anything is.
@@ -147,7 +147,7 @@ fn small() -> Sweep {
             Memcpy,
         ],
         rounds: 15,
-        patience: Duration::from_secs(150),
+        patience: Duration::from_secs(90),
         fresh: false,
         columns: &[
             Metric::P50,
@@ -181,7 +181,7 @@ fn size() -> Sweep {
         }),
         engines: movers(),
         rounds: 5,
-        patience: Duration::from_secs(260),
+        patience: Duration::from_secs(150),
         fresh: false,
         columns: READS,
         plots: &[
@@ -362,7 +362,7 @@ fn idle() -> Sweep {
         axis: "milliseconds of silence",
         points: along(&[250], |at, load| {
             load.idle = Duration::from_millis(at);
-            load.lasts = Duration::from_secs(18);
+            load.lasts = Duration::from_secs(6);
         }),
         engines: vec![Nixl, NixlLatency, NixlEfficient, NixlThread, Local, Bare, Original, Pipe],
         rounds: 3,
