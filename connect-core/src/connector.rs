@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::deadline::Deadline;
-use crate::driver::{Command, Deadlines, End, Keep, OpInfo, Port, Registration, Request, Start};
+use crate::driver::{Command, Deadlines, End, Keep, Mailbox, OpInfo, Port, Registration, Request, Start};
 use crate::error::{Error, Failed, Recovered};
 use crate::memory::{MemoryError, check_regions};
 use crate::op::pending::{Handle, source_ended, target_ended};
@@ -66,6 +66,7 @@ pub(crate) struct Core {
     transport: &'static str,
     backend: String,
     end: Arc<End>,
+    pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) patience: Callers,
 }
 
@@ -338,6 +339,18 @@ impl Connector {
         self.ask(handle, command, |_, opened| opened.blob.unwrap_or_default())
     }
 
+    /// Sends a message to the peer behind `metadata`. That it was sent does not say that it arrives.
+    pub(crate) fn notify(&self, metadata: RdmaMetadata, message: Vec<u8>) -> Pending<()> {
+        let handle = self.request(OperationName::Notify, 0, self.deadline);
+        let command = Command::Notify(Request(Arc::clone(&handle.info)), metadata, message);
+        self.ask(handle, command, |_, _| ())
+    }
+
+    /// Where messages to this connector arrive.
+    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.core.mailbox
+    }
+
     /// Somebody who is about to wait for a slot.
     pub(crate) fn waiter(&self, slot_bytes: usize) -> Arc<OpInfo> {
         self.info(OperationName::Take, slot_bytes as u64, 0, self.deadline)
@@ -442,6 +455,7 @@ impl Connector {
             transport: "stepped",
             backend: "stepped".to_owned(),
             end: Arc::new(End::new()),
+            mailbox: Arc::default(),
             patience: Callers::default(),
         };
         Self { core: Arc::new(core), deadline: Deadline::DEFAULT }

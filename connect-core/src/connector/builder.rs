@@ -139,6 +139,7 @@ impl ConnectorBuilder {
             transport: ready.transport,
             backend: ready.backend,
             end: ready.end,
+            mailbox: ready.mailbox,
             patience: Callers::default(),
         };
         Ok(Connector { core: Arc::new(core), deadline: self.deadline })

@@ -10,6 +10,7 @@ mod end;
 mod info;
 #[cfg(all(test, loom))]
 mod loom;
+mod mailbox;
 #[cfg(test)]
 mod model;
 mod operation;
@@ -33,6 +34,7 @@ use std::time::{Duration, Instant};
 use encoded::Encoded;
 pub(crate) use end::End;
 pub(crate) use info::OpInfo;
+pub(crate) use mailbox::{Address, Expecting, Inbox as Letters, Letter, Mailbox};
 use operation::Operation;
 pub use pace::Polling;
 use pace::{Load, Pace, Pause};
@@ -68,6 +70,7 @@ pub(crate) struct Ready {
     pub(crate) transport: &'static str,
     pub(crate) backend: String,
     pub(crate) end: Arc<End>,
+    pub(crate) mailbox: Arc<Mailbox>,
 }
 
 /// Starts the driver thread and waits until its transport is built.
@@ -110,9 +113,12 @@ fn run(
     inbox.set_waker(transport.waker());
     let end = Arc::new(End::new());
     let (name, backend) = (transport.name(), transport.backend().to_owned());
-    let _ = ready.send(Ok(Ready { transport: name, backend, end: Arc::clone(&end) }));
+    let mailbox = Arc::new(Mailbox::default());
+    let (ended, letters) = (Arc::clone(&end), Arc::clone(&mailbox));
+    let _ = ready.send(Ok(Ready { transport: name, backend, end: ended, mailbox: letters }));
 
     let mut driver = Driver::new(transport, polling, inbox, Arc::clone(&deadlines), counters, Clock::Real);
+    driver.mailbox = mailbox;
     let work = || {
         while driver.turn() {}
         // The transport is gone; whoever drops the last handle waits for no more than that.
@@ -147,6 +153,7 @@ struct Driver {
     encoded: Encoded,
     operations: HashMap<u64, Operation>,
     registrations: Registrations,
+    mailbox: Arc<Mailbox>,
     /// Transfers in flight, in the order in which they are polled next.
     in_flight: VecDeque<u64>,
     /// Open offers by notification key.
@@ -184,6 +191,7 @@ impl Driver {
             encoded: Encoded::new(),
             operations: HashMap::new(),
             registrations: Registrations::default(),
+            mailbox: Arc::default(),
             in_flight: VecDeque::new(),
             keys: HashMap::new(),
             offers: HashMap::new(),
@@ -219,7 +227,11 @@ impl Driver {
     fn load(&self) -> Load {
         if !self.in_flight.is_empty() {
             Load::Active
-        } else if !self.offers.is_empty() || !self.watched.is_empty() || self.registrations.are_leaving() {
+        } else if !self.offers.is_empty()
+            || !self.watched.is_empty()
+            || self.registrations.are_leaving()
+            || self.mailbox.is_expecting()
+        {
             Load::Passive
         } else {
             Load::None
@@ -262,6 +274,7 @@ impl Driver {
         match command {
             Command::Start(start) => self.start(*start),
             Command::Connect(request, metadata) => self.connect(&request.0, &metadata),
+            Command::Notify(request, metadata, message) => self.notify(&request.0, &metadata, &message),
             Command::Register(request, keep) => self.register(&request, keep),
             Command::Describe(request, regions) => self.describe(&request, &regions),
             Command::Deregister(id) => self.deregister(id),
@@ -378,6 +391,26 @@ impl Driver {
         self.deadlines.remove(info);
     }
 
+    fn notify(&mut self, info: &Arc<OpInfo>, metadata: &RdmaMetadata, message: &[u8]) {
+        let failed = |source| Error::Transport { context: info.context(), source };
+        let known = self.peers.connect(self.transport.as_mut(), metadata, self.clock.now(), failed);
+        let sent = known.and_then(|(peer, name)| {
+            let sent = self.transport.notify(peer, message).map_err(|source| {
+                self.peers.forget_if_lost(self.transport.as_mut(), &source, peer);
+                failed(source)
+            });
+            sent.map(|()| name)
+        });
+        match sent {
+            Ok(name) => info.slot.open(Opened { peer: Some(name), ..Opened::default() }),
+            Err(error) => {
+                let outcome = Outcome { result: Err(error), memory: None };
+                info.slot.settle(OperationStatus::Errored, outcome, || {});
+            }
+        }
+        self.deadlines.remove(info);
+    }
+
     // --- what happens to operations ---------------------------------------------------------------------
 
     fn route_events(&mut self) -> bool {
@@ -386,6 +419,11 @@ impl Driver {
         for event in events {
             match event {
                 TransportEvent::Notification { from, body } => self.notified(from, &body),
+                TransportEvent::Message { from, body } => {
+                    if !self.mailbox.deliver(from, &body) {
+                        stats::add(&self.counters.unmatched_notifications, 1);
+                    }
+                }
                 TransportEvent::OfferFailed { id, error } => self.offer_failed(id, error),
             }
         }

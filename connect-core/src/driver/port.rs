@@ -21,6 +21,8 @@ pub(crate) enum Command {
     Start(Box<Start>),
     /// Get to know a peer, without moving anything.
     Connect(Request, RdmaMetadata),
+    /// Send a peer a message.
+    Notify(Request, RdmaMetadata, Vec<u8>),
     /// Keep memory registered beyond single operations.
     Register(Request, Keep),
     /// Describe memory that is kept registered.

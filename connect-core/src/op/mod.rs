@@ -120,6 +120,8 @@ pub enum OperationName {
     Register,
     /// Describes registered memory to peers.
     Describe,
+    /// Sends a peer a message.
+    Notify,
     /// Waits for a slot of a slab.
     Take,
     /// Ends the connector.
@@ -136,12 +138,13 @@ impl OperationName {
     pub(crate) const fn kind(self) -> OperationKind {
         match self {
             Self::Writable | Self::Write => OperationKind::Write,
-            // The last five move nothing.
+            // The last six move nothing.
             Self::Readable
             | Self::Read
             | Self::Connect
             | Self::Register
             | Self::Describe
+            | Self::Notify
             | Self::Take
             | Self::ShutDown => OperationKind::Read,
         }
@@ -158,6 +161,7 @@ impl fmt::Display for OperationName {
             Self::Connect => "connect",
             Self::Register => "register",
             Self::Describe => "describe",
+            Self::Notify => "notify",
             Self::Take => "take",
             Self::ShutDown => "shutdown",
         })

@@ -90,6 +90,16 @@ pub unsafe trait Transport {
     /// is cheap. Must refuse a damaged or foreign blob before any address in it is used.
     fn connect(&mut self, blob: &[u8]) -> Result<(PeerId, String), TransportError>;
 
+    /// Sends a peer a message of at most [`MAX_MESSAGE_BYTES`], which arrives there as [`TransportEvent::Message`], once
+    /// or, if the peer is gone or slow, not at all. It completes no operation, whatever it says.
+    ///
+    /// # Errors
+    /// Unless implemented: this transport carries no messages.
+    fn notify(&mut self, peer: PeerId, message: &[u8]) -> Result<(), TransportError> {
+        let _ = (peer, message);
+        Err(TransportError::Unavailable(format!("{} carries no messages", self.name())))
+    }
+
     /// Forgets a peer that no new transfer will name. Transfers in flight with it go on.
     fn forget(&mut self, peer: PeerId);
 
@@ -135,6 +145,9 @@ pub unsafe trait Transport {
 /// Builds a transport on the driver thread that will own it.
 pub type TransportFactory =
     Box<dyn FnOnce(&TransportContext) -> Result<Box<dyn Transport>, TransportError> + Send>;
+
+/// Longest message from one peer to another.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
 /// Characters of an incarnation: 48 random bits, so that two incarnations of one name never meet.
 pub(crate) const INCARNATION_LEN: usize = 12;
@@ -255,6 +268,13 @@ pub enum Quiescence {
 pub enum TransportEvent {
     /// A notification arrived. Any peer can send anything: match the bytes exactly.
     Notification {
+        /// Who sent it, as far as the transport knows.
+        from: String,
+        /// What it says.
+        body: Vec<u8>,
+    },
+    /// A peer sent a message. Any peer can send anything.
+    Message {
         /// Who sent it, as far as the transport knows.
         from: String,
         /// What it says.

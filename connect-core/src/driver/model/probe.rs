@@ -153,6 +153,7 @@ unsafe impl Transport for Probe {
                         self.completed(*addr);
                     }
                 }
+                TransportEvent::Message { .. } => {}
                 TransportEvent::OfferFailed { id, error } => self.failed(self.offers[id], error),
             }
         }

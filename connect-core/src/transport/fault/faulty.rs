@@ -248,6 +248,14 @@ unsafe impl Transport for Faulty {
         self.inner.connect(blob)
     }
 
+    fn notify(&mut self, peer: PeerId, message: &[u8]) -> Result<(), TransportError> {
+        self.inner.notify(peer, message)
+    }
+
+    fn describe(&mut self, regions: &[Region]) -> Result<Vec<u8>, TransportError> {
+        self.inner.describe(regions)
+    }
+
     fn forget(&mut self, peer: PeerId) {
         self.inner.forget(peer);
     }

@@ -17,6 +17,9 @@ use crate::transport::{PeerId, TransferId, TransportError};
 /// Peers remembered without a connection: far more than one host runs.
 const MAX_PEERS: usize = 4096;
 
+/// Messages that wait for a peer's greeting.
+const MAX_UNSENT: usize = 256;
+
 /// The active side of the transport.
 #[derive(Debug, Default)]
 pub(super) struct Client {
@@ -50,6 +53,8 @@ pub(super) struct ClientConn {
     /// Transfers on this connection, and those that wait for its WELCOME.
     pub(super) transfers: HashSet<TransferId>,
     pub(super) waiting: Vec<TransferId>,
+    /// Messages that wait for its WELCOME.
+    unsent: Vec<Vec<u8>>,
     /// How often it was pumped; tells a transfer whether somebody did so since its last poll.
     pub(super) pumps: u64,
 }
@@ -99,7 +104,7 @@ impl Client {
     /// A live connection to `peer`; a dead one is replaced once.
     pub(super) fn connection(&mut self, node: &Node, peer: PeerId) -> Result<u64, TransportError> {
         let Some(known) = self.peers.get(&peer) else {
-            return Err(TransportError::PeerLost("the peer was forgotten; load its metadata again".into()));
+            return Err(gone());
         };
         if let Some(token) = known.conn {
             // Finds out whether it is still alive.
@@ -134,6 +139,7 @@ impl Client {
             server: None,
             transfers: HashSet::new(),
             waiting: vec![],
+            unsent: vec![],
             pumps: 0,
         };
         self.conns.insert(token, conn);
@@ -217,7 +223,28 @@ impl Client {
                 active.request(node, conn, id);
             }
         }
+        for message in mem::take(&mut conn.unsent) {
+            conn.watched.link.push(0, &Frame::Message(message));
+        }
         self.news = true;
+        Ok(())
+    }
+
+    /// Sends a message, at once or after the greeting.
+    pub(super) fn notify(&mut self, node: &Node, peer: PeerId, message: &[u8]) -> Result<(), TransportError> {
+        let token = self.connection(node, peer)?;
+        let Some(conn) = self.conns.get_mut(&token) else { return Err(gone()) };
+        if conn.watched.link.is_backlogged() || conn.unsent.len() >= MAX_UNSENT {
+            return Err(TransportError::Resource {
+                what: "sending a message",
+                reason: format!("{} does not read what it is sent", conn.address.name()),
+            });
+        }
+        match conn.server {
+            Some(_) => conn.watched.link.push(0, &Frame::Message(message.to_vec())),
+            None => conn.unsent.push(message.to_vec()),
+        }
+        self.pump(node, token);
         Ok(())
     }
 
@@ -350,6 +377,10 @@ impl ClientConn {
     }
 }
 
+fn gone() -> TransportError {
+    TransportError::PeerLost("the peer was forgotten; load its metadata again".into())
+}
+
 /// What a server may send.
 fn accepts(kind: Kind, greeted: bool) -> bool {
     match kind {
@@ -358,6 +389,6 @@ fn accepts(kind: Kind, greeted: bool) -> bool {
         Kind::GrantAttach | Kind::GrantStream | Kind::Data | Kind::Ok | Kind::Revoked | Kind::Aborted => {
             greeted
         }
-        Kind::Hello | Kind::Read | Kind::Write | Kind::Done | Kind::Abort => false,
+        Kind::Hello | Kind::Read | Kind::Write | Kind::Done | Kind::Abort | Kind::Message => false,
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::blob::MAX_NAME;
 use super::codec::{Malformed, Reader, put_bytes};
+use crate::transport::MAX_MESSAGE_BYTES;
 use crate::{Device, Region};
 
 /// Sets this protocol apart from whatever else might connect to a Unix socket.
@@ -89,6 +90,8 @@ kinds! {
     Abort = 12, 0;
     /// Server: I touch the memory of the request you gave up no more.
     Aborted = 13, 0;
+    /// Client: a message, about no request.
+    Message = 14, MAX_MESSAGE_BYTES;
 }
 
 /// The start of every frame.
@@ -164,6 +167,7 @@ pub(super) enum Frame {
     Revoked,
     Abort,
     Aborted,
+    Message(Vec<u8>),
 }
 
 impl Frame {
@@ -181,6 +185,7 @@ impl Frame {
             Self::Revoked => Kind::Revoked,
             Self::Abort => Kind::Abort,
             Self::Aborted => Kind::Aborted,
+            Self::Message(_) => Kind::Message,
         }
     }
 
@@ -197,6 +202,7 @@ impl Frame {
                     out.extend_from_slice(&source.addr().to_le_bytes());
                 }
             }
+            Self::Message(body) => out.extend_from_slice(body),
             Self::Refused(reason) => {
                 // The reader takes one line.
                 let reason = reason.replace(char::is_control, " ");
@@ -239,6 +245,7 @@ impl Frame {
             Kind::Revoked => Self::Revoked,
             Kind::Abort => Self::Abort,
             Kind::Aborted => Self::Aborted,
+            Kind::Message => return Ok(Self::Message(body.to_vec())),
         };
         reader.finish()?;
         Ok(frame)
@@ -403,7 +410,7 @@ mod tests {
             let header = Header { kind: *kind, request: 1, len };
             assert!(Header::decode(&header.encode()).is_err(), "{kind:?}");
         }
-        for kind in [0, 14, 255] {
+        for kind in [0, 15, 255] {
             let mut bytes = Header { kind: Kind::Ok, request: 1, len: 0 }.encode();
             bytes[0] = kind;
             assert!(Header::decode(&bytes).is_err(), "kind {kind}");

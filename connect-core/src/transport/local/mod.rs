@@ -172,6 +172,10 @@ unsafe impl Transport for LocalTransport {
         self.client.connect(&self.node, blob)
     }
 
+    fn notify(&mut self, peer: PeerId, message: &[u8]) -> Result<(), TransportError> {
+        self.client.notify(&self.node, peer, message)
+    }
+
     fn forget(&mut self, peer: PeerId) {
         self.client.forget(peer);
     }

@@ -204,6 +204,9 @@ impl Server {
                 }
                 Some(_) => return Err(Broken::violation("DONE before the end")),
             },
+            Frame::Message(body) => {
+                events.push(TransportEvent::Message { from: client.name.clone(), body });
+            }
             Frame::Abort => {
                 let error =
                     TransportError::LetGo(format!("{}: it was cancelled or out of time", conn.name()));
@@ -393,7 +396,7 @@ fn greet(node: &Node, conn: &mut ServerConn, hello: &Hello) -> Result<(), Broken
 fn accepts(kind: Kind, greeted: bool) -> bool {
     match kind {
         Kind::Hello => !greeted,
-        Kind::Read | Kind::Write | Kind::Data | Kind::Done | Kind::Abort => greeted,
+        Kind::Read | Kind::Write | Kind::Data | Kind::Done | Kind::Abort | Kind::Message => greeted,
         _ => false,
     }
 }

@@ -345,6 +345,12 @@ impl Generation {
         }
     }
 
+    /// Sends a peer, whose blob is loaded, a notification that somebody depends on.
+    pub(super) fn notify(&self, peer: &str, body: &[u8]) -> Result<(), TransportError> {
+        let sent = self.agent.send_notification(peer, body, Some(&self.backend));
+        sent.map_err(|error| lost("genNotif", peer, &error))
+    }
+
     /// Takes the notifications that have arrived: sender and body.
     pub(super) fn notifications(&mut self) -> Vec<(String, Vec<u8>)> {
         if self.agent.get_notifications(&mut self.incoming, None).is_err() {

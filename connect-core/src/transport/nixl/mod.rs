@@ -183,7 +183,7 @@ impl NixlTransport {
     fn look(&mut self, generation: u64) {
         if let Some(generation) = self.generations.get_mut(&generation) {
             let taken = generation.notifications();
-            self.early.extend(events_of(taken, &mut self.takers));
+            self.early.extend(events_of(taken, &mut self.takers, &self.context));
         }
     }
 
@@ -399,6 +399,15 @@ unsafe impl Transport for NixlTransport {
         Ok((id, name))
     }
 
+    fn notify(&mut self, peer: PeerId, message: &[u8]) -> Result<(), TransportError> {
+        let current = self.current_generation()?;
+        let peer = Rc::clone(self.peers.get(&peer).ok_or_else(unknown_transfer)?);
+        let in_use = || is_in_use(&self.transfers, &peer.name);
+        let generation = self.generations.get_mut(&current).ok_or_else(unknown_transfer)?;
+        generation.load(&peer.name, &peer.blob, in_use)?;
+        generation.notify(&peer.name, &[MESSAGE, message].concat())
+    }
+
     fn forget(&mut self, peer: PeerId) {
         let Some(forgotten) = self.peers.remove(&peer) else { return };
         if !self.peers.values().any(|peer| peer.name == forgotten.name) {
@@ -488,7 +497,7 @@ unsafe impl Transport for NixlTransport {
         let before = events.len();
         events.append(&mut self.early);
         for generation in self.generations.values_mut() {
-            events.extend(events_of(generation.notifications(), &mut self.takers));
+            events.extend(events_of(generation.notifications(), &mut self.takers, &self.context));
         }
         let now = Instant::now();
         if now >= self.next_look {
@@ -518,9 +527,20 @@ unsafe impl Transport for NixlTransport {
     }
 }
 
+/// What messages begin with, so that none is taken for a key or a sign.
+const MESSAGE: &[u8] = b"connect-message:";
+
 /// What notifications mean: signs are for the takers' list, the rest for operations.
-fn events_of(notifications: Vec<(String, Vec<u8>)>, takers: &mut Takers) -> Vec<TransportEvent> {
+fn events_of(
+    notifications: Vec<(String, Vec<u8>)>,
+    takers: &mut Takers,
+    context: &TransportContext,
+) -> Vec<TransportEvent> {
     let event = |(from, body): (String, Vec<u8>)| match Sign::parse(&body) {
+        _ if body.starts_with(MESSAGE) => {
+            let body = body[MESSAGE.len()..].to_vec();
+            context.allows(&from).then_some(TransportEvent::Message { from, body })
+        }
         Some((sign, key)) => {
             let over = takers.heard(&from, sign, key, Instant::now());
             over.map(|(id, error)| TransportEvent::OfferFailed { id, error })

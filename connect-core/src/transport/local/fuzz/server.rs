@@ -150,6 +150,7 @@ impl<'n> Scene<'n> {
     fn notified(&mut self, event: TransportEvent) {
         let (from, body) = match event {
             TransportEvent::Notification { from, body } => (from, body),
+            TransportEvent::Message { from, .. } => return assert_eq!(from, "x-y"),
             TransportEvent::OfferFailed { id, error } => return Self::failed(&self.offers, id, &error),
         };
         assert_eq!(from, "x-y");

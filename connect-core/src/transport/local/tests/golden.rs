@@ -46,6 +46,7 @@ fn the_frames() {
         ("REVOKED", 1, Frame::Revoked),
         ("ABORT", 1, Frame::Abort),
         ("ABORTED", 1, Frame::Aborted),
+        ("MESSAGE", 0, Frame::Message(b"hi!".to_vec())),
     ];
     let mut lines: Vec<(&str, Vec<u8>)> = FRAMES
         .lines()
