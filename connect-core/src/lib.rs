@@ -111,6 +111,7 @@ mod fingerprint;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+pub mod kv;
 pub mod layout;
 mod memory;
 mod op;

@@ -16,7 +16,13 @@ pub struct BlockLease {
     held: Held,
     /// What the next operation moves, if that is cut differently than [`Placed::pieces`] would.
     pub(super) laid: Option<Vec<Region>>,
+    /// Dropped with it, wherever that is.
+    #[expect(dead_code, reason = "what it is good for is being dropped")]
+    guard: Option<Guard>,
 }
+
+/// Tells whoever has a weak one whether the memory it came with is still somewhere.
+pub(crate) type Guard = Arc<()>;
 
 /// Blocks of a pool that somebody may read and nobody writes. Clones share them; they go back with the last.
 #[derive(Clone)]
@@ -76,7 +82,7 @@ impl BlockLease {
     /// Of blocks that were just taken.
     pub(super) fn new(shared: Arc<Shared>, blocks: Vec<u32>) -> Self {
         let (at, parts) = (0..blocks.len(), 0..shared.placed.layout.parts().len() as u32);
-        Self { held: Held { taken: Arc::new(Taken { shared, blocks }), at, parts }, laid: None }
+        Self { held: Held { taken: Arc::new(Taken { shared, blocks }), at, parts }, laid: None, guard: None }
     }
 
     pub(super) fn held(&self) -> &Held {
@@ -139,15 +145,71 @@ impl BlockLease {
         (held(start..part).into(), held(part..end).into())
     }
 
+    /// Some blocks and some parts of it, to be moved apart from the rest. The caller sees to it that no two of one lease
+    /// share any, and that the whole is not used meanwhile; see [`Whole`].
+    fn window(held: &Held, places: Range<usize>, parts: Range<u32>, guard: &Guard) -> Option<Self> {
+        let held = SharedBlocks(held.clone()).select_blocks(places)?.select_parts(parts)?.0;
+        Some(Self { held, laid: None, guard: Some(Arc::clone(guard)) })
+    }
+
     /// The same blocks for any number of readers, and no writer any more.
     pub fn into_shared(self) -> SharedBlocks {
         SharedBlocks(self.held)
     }
 }
 
+/// A lease that is filled piece by piece, in any order.
+pub(crate) struct Whole {
+    held: Held,
+    /// What was handed out: no two overlap.
+    windows: Vec<(Range<usize>, Range<u32>)>,
+    guard: Guard,
+}
+
+impl Whole {
+    pub(crate) fn new(lease: BlockLease) -> Self {
+        Self { held: lease.held, windows: Vec::new(), guard: Guard::default() }
+    }
+
+    /// Alive while a window is somewhere.
+    pub(crate) fn guard(&self) -> std::sync::Weak<()> {
+        Arc::downgrade(&self.guard)
+    }
+
+    /// Hands a piece out; `None` when it is not all there, or some of it was handed out before.
+    pub(crate) fn window(&mut self, places: Range<usize>, parts: Range<u32>) -> Option<BlockLease> {
+        let overlaps = |window: &(Range<usize>, Range<u32>)| {
+            let (blocks, others) = window;
+            places.start < blocks.end
+                && blocks.start < places.end
+                && parts.start < others.end
+                && others.start < parts.end
+        };
+        if self.windows.iter().any(overlaps) {
+            return None;
+        }
+        let window = BlockLease::window(&self.held, places.clone(), parts.clone(), &self.guard)?;
+        self.windows.push((places, parts));
+        Some(window)
+    }
+
+    /// Whether all of it was handed out.
+    pub(crate) fn is_covered(&self) -> bool {
+        let area = |(blocks, parts): &(Range<usize>, Range<u32>)| blocks.len() as u64 * parts.len() as u64;
+        let all = self.held.blocks().len() as u64 * self.held.parts().len() as u64;
+        self.windows.iter().map(area).sum::<u64>() == all
+    }
+
+    /// The lease, once all windows are back; `None` while a transfer has one.
+    pub(crate) fn into_lease(self) -> Option<BlockLease> {
+        let Self { held, guard, .. } = self;
+        (Arc::strong_count(&guard) == 1).then(|| held.into())
+    }
+}
+
 impl From<Held> for BlockLease {
     fn from(held: Held) -> Self {
-        Self { held, laid: None }
+        Self { held, laid: None, guard: None }
     }
 }
 
@@ -218,11 +280,18 @@ unsafe impl SourceMemory for SharedBlocks {
     }
 }
 
-/// Shared blocks, cut as the peer's are.
-pub(super) struct LaidSource {
+/// Shared blocks, cut as the peer's are, or watched.
+pub(crate) struct LaidSource {
     pub(super) regions: Vec<Region>,
     #[expect(dead_code, reason = "what it is good for is being there")]
-    pub(super) blocks: SharedBlocks,
+    pub(super) blocks: (SharedBlocks, Option<Guard>),
+}
+
+impl LaidSource {
+    /// As they are. The guard is dropped with the last transfer of them.
+    pub(crate) fn guarded(blocks: SharedBlocks, guard: Guard) -> Self {
+        Self { regions: blocks.regions(), blocks: (blocks, Some(guard)) }
+    }
 }
 
 // SAFETY: the regions are of `blocks`, in other pieces.

@@ -64,6 +64,7 @@ pub use card::{BlockCard, CardId, MAX_CARD_BYTES};
 pub use error::BlockError;
 pub use layout::{BlockLayout, BlockPart, MAX_BLOCKS, MAX_PARTS, MAX_RANGES};
 pub use lease::{BlockLease, SharedBlocks};
+pub(crate) use lease::{Guard, Whole};
 pub use pool::{BlockOffer, BlockPool};
 pub use remote::RemoteBlocks;
 pub use ticket::{BlockTicket, MAX_TICKET_BYTES};

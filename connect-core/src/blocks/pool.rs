@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::layout::Placed;
+use super::lease::{Guard, LaidSource};
 use super::runs::FreeRuns;
 use super::{BlockCard, BlockError, BlockLayout, BlockLease, BlockTicket, SharedBlocks};
 use crate::connector::Connector;
@@ -167,13 +168,21 @@ impl BlockPool {
         &self,
         blocks: impl Into<SharedBlocks>,
     ) -> Task<BlockOffer<ReadableOperation>, Error> {
-        let blocks = blocks.into();
+        self.offer_guarded(blocks.into(), Guard::default())
+    }
+
+    /// The same; the guard is dropped when the offer's memory is quiet.
+    pub(crate) fn offer_guarded(
+        &self,
+        blocks: SharedBlocks,
+        guard: Guard,
+    ) -> Task<BlockOffer<ReadableOperation>, Error> {
         if let Err(error) = self.check_own(blocks.held().is_of(&self.shared)) {
             return Task::ready(Err(error));
         }
         let (numbers, parts) = (blocks.blocks().to_vec(), blocks.parts());
         let shared = Arc::clone(&self.shared);
-        Task::after(self.connector.create_readable(blocks), move |opened| {
+        Task::after(self.connector.create_readable(LaidSource::guarded(blocks, guard)), move |opened| {
             Task::ready(opened.map(|operation| {
                 let ticket = shared.ticket(operation.metadata(), OperationKind::Read, numbers, parts);
                 BlockOffer { operation, ticket }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::layout::Pairs;
-use super::lease::{Held, LaidSource};
+use super::lease::{Guard, Held, LaidSource};
 use super::{BlockCard, BlockError, BlockLease, BlockTicket, SharedBlocks};
 use crate::OperationKind;
 use crate::connector::Connector;
@@ -46,9 +46,7 @@ impl RemoteBlocks {
     /// # Errors
     /// As [`Connector::connect`].
     pub fn connect(&self) -> Pending<String> {
-        let ranges = self.card.placed().ranges();
-        let metadata = self.metadata(OperationKind::Read, &ranges[..1], "none");
-        match metadata {
+        match self.contact() {
             Ok(metadata) => self.connector.connect(&metadata),
             Err(error) => Pending::refused(error),
         }
@@ -79,10 +77,18 @@ impl RemoteBlocks {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn write(&self, blocks: impl Into<SharedBlocks>, ticket: &BlockTicket) -> Pending<WriteOperation> {
-        let blocks = blocks.into();
+        self.write_from(blocks.into(), ticket, None)
+    }
+
+    fn write_from(
+        &self,
+        blocks: SharedBlocks,
+        ticket: &BlockTicket,
+        guard: Option<Guard>,
+    ) -> Pending<WriteOperation> {
         let prepared = self.pairs(ticket, blocks.held()).and_then(|pairs| {
             let metadata = self.metadata(ticket.kind(), &pairs.remote, ticket.notification_key())?;
-            Ok((metadata, LaidSource { regions: pairs.local, blocks }))
+            Ok((metadata, LaidSource { regions: pairs.local, blocks: (blocks, guard) }))
         });
         match prepared {
             Ok((metadata, source)) => self.connector.begin_write_owned(source, metadata),
@@ -95,6 +101,21 @@ impl RemoteBlocks {
         let there = self.card.placed();
         check(ticket, &self.card, here)?;
         Ok(Pairs::new((here.placed(), here.blocks()), (there, ticket.blocks()), ticket.parts())?)
+    }
+
+    /// The same; the guard is dropped when the memory here is quiet.
+    pub(crate) fn write_guarded(
+        &self,
+        blocks: SharedBlocks,
+        ticket: &BlockTicket,
+        guard: Guard,
+    ) -> Pending<WriteOperation> {
+        self.write_from(blocks, ticket, Some(guard))
+    }
+
+    /// What leads to the peer, for messages.
+    pub(crate) fn contact(&self) -> Result<RdmaMetadata, Error> {
+        self.metadata(OperationKind::Read, &self.card.placed().ranges()[..1], "none")
     }
 
     fn metadata(

@@ -96,7 +96,9 @@ mod tests {
         let mailbox = Arc::new(Mailbox::default());
         let woken = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&woken);
-        let mine = mailbox.open([1; 16], move || drop(count.fetch_add(1, Ordering::Relaxed)));
+        let mine = mailbox.open([1; 16], move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
         let other = mailbox.open([2; 16], || {});
         assert!(mailbox.deliver("a".to_owned(), &[&[1; 16][..], b"hello"].concat()));
         assert!(!mailbox.deliver("a".to_owned(), &[3; 20]), "there is no such owner");

@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use encoded::Encoded;
 pub(crate) use end::End;
 pub(crate) use info::OpInfo;
-pub(crate) use mailbox::{Address, Expecting, Inbox as Letters, Letter, Mailbox};
+pub(crate) use mailbox::{Expecting, Inbox as Letters, Mailbox};
 use operation::Operation;
 pub use pace::Polling;
 use pace::{Load, Pace, Pause};
@@ -280,6 +280,7 @@ impl Driver {
             Command::Deregister(id) => self.deregister(id),
             Command::Wait(request) => self.await_slot(request),
             Command::Stop(id, why) => self.stop(id, why),
+            Command::StopOnWord(id) => self.stop_on_word(id),
             Command::ShutDown(request) => self.begin_closing(Some(request)),
             Command::Abandon => self.begin_closing(None),
         }
@@ -519,6 +520,18 @@ impl Driver {
         }
         let quiet = self.let_go(id);
         self.happened(id, Event::Stop(why, quiet));
+    }
+
+    /// Ends an offer as if its notification had come, without success: its taker can say that with the key it has, too.
+    fn stop_on_word(&mut self, id: u64) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let Some((offer, _)) = operation.offer else { return self.stop(id, Why::Cancelled) };
+        if matches!(operation.machine.phase(), Phase::Parked | Phase::Finished) {
+            return;
+        }
+        operation.ending = true;
+        let quiet = self.transport.end_offer(offer, true);
+        self.happened(id, Event::Stop(Why::Cancelled, quiet));
     }
 
     /// Asks the transport to stop touching an operation's memory.

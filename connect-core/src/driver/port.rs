@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Wait(Request),
     /// End an operation, or a wait.
     Stop(u64, Why),
+    /// End an offer whose peer says that it does not touch the memory and will not.
+    StopOnWord(u64),
     /// Take no more operations, end those there are, and finish when everything is quiet.
     ShutDown(Request),
     /// The last handle is gone: as `ShutDown`, with nobody waiting.

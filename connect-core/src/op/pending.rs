@@ -165,6 +165,17 @@ impl<T, E> Completion<T, E> {
         self.handle.status()
     }
 
+    /// Asks for the end of the operation, and goes on waiting for it.
+    pub(crate) fn stop(&self) {
+        self.handle.stop();
+    }
+
+    /// The same, on the peer's word that it does not touch the memory and will not.
+    pub(crate) fn stop_on_word_of_peer(&self) {
+        self.handle.info.withdrawn.store(true, Ordering::Relaxed);
+        let _ = self.handle.core.port.send(Command::StopOnWord(self.handle.info.id));
+    }
+
     /// Blocks the calling thread until the operation has ended. Do not call it from async code.
     ///
     /// # Errors
