@@ -137,7 +137,7 @@ pub use op::{
 pub use pool::{Slab, Slot};
 pub use stats::Stats;
 pub use task::{Task, Wait};
-pub use tensors::{NamedTensors, ReadableTensor, ReadableTensors};
+pub use tensors::{NamedTensors, ReadableTensor, ReadableTensors, WritableTensor};
 pub use wire::{
     Digest, DigestMismatch, MediaDescriptor, MetadataError, RdmaMetadata, SerializedDescriptor,
     TensorEnvelope, TensorSpec,

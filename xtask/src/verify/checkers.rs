@@ -15,10 +15,14 @@ const ABANDONS: &str = "a_panic_in_the_transport";
 /// The test that watches resident memory, of which the sanitizer keeps what was freed.
 const COUNTS_MEMORY: &str = "nothing_is_left_behind";
 
+/// The test of connect-candle that does.
+const COSTS_MEMORY: &str = "a_received_tensor_costs";
+
 /// What of connect-core works with threads and memory; the rest is plain data, and slow under valgrind.
 const THREADED: [&str; 4] = ["transport::local", "driver::", "op::", "memory::"];
 
-/// AddressSanitizer, which also finds leaks, over connect-core and the embedded transport between processes.
+/// AddressSanitizer, which also finds leaks, over connect-core, the embedded transport between processes, and the
+/// adapters.
 ///
 /// `-Z` options belong to nightly compilers; the sanitizer's runtime comes with the stable one too, and
 /// `RUSTC_BOOTSTRAP` lets it be used.
@@ -45,7 +49,13 @@ pub(super) fn asan(outcome: &mut Outcome) -> Result<()> {
             COUNTS_MEMORY,
         ]),
         outcome,
-    )
+    )?;
+    // The sanitizer keeps what was freed, and this watches resident memory, too.
+    let candle = ["--package", "connect-candle", "--tests", "--", "--skip", COSTS_MEMORY];
+    counted(asan_test().args(candle), outcome)?;
+    // Leaks are not looked for here: libtorch's and oneDNN's tables live until the process ends.
+    let tch = ["--package", "connect-tch", "--tests"];
+    counted(asan_test().args(tch).env("ASAN_OPTIONS", "detect_leaks=0"), outcome)
 }
 
 fn asan_test() -> Command {
