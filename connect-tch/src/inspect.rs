@@ -42,7 +42,7 @@ impl TensorSource {
         let (info, dtype) = check(name, tensor)?;
         // Not a shallow clone: that is the same tensor object, whose `set_data` exchanges the storage.
         let keep = tensor.f_detach().map_err(|error| torch(&info, &error.to_string()))?;
-        let regions = regions(&info, &runs(&keep, &info, dtype)?)?;
+        let regions = regions(&info, &view(&keep, &info, dtype)?)?;
         let shape = info.shape.iter().flatten().map(|&dim| u64::try_from(dim)).collect::<Result<_, _>>();
         let shape = shape.map_err(|_| torch(&info, "a negative dimension"))?;
         let facts = Facts { info, dtype, shape, pieces: regions.len() };
@@ -177,12 +177,24 @@ pub(crate) fn check(name: &str, tensor: &Tensor) -> Result<(TensorInfo, DType), 
     Ok((info, dtype))
 }
 
-/// The runs of a dense tensor, the address they count from, and the bytes of an element.
-pub(crate) fn runs(
-    tensor: &Tensor,
-    info: &TensorInfo,
-    dtype: DType,
-) -> Result<(u64, Vec<Run>, usize), TensorError> {
+/// What a dense tensor's view is made of.
+pub(crate) struct View {
+    /// Where its first element is; null where there is none.
+    addr: u64,
+    element_bytes: usize,
+    /// From there, in elements.
+    pub(crate) runs: Vec<Run>,
+}
+
+impl View {
+    /// How many bytes it shows.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.runs.iter().map(|run| (run.len * self.element_bytes) as u64).sum()
+    }
+}
+
+/// The view of a dense tensor.
+pub(crate) fn view(tensor: &Tensor, info: &TensorInfo, dtype: DType) -> Result<View, TensorError> {
     let unsupported = |reason| TensorError::Unsupported { tensor: info.clone(), reason };
     // Both fail for the sparse layouts that tch does not report as such.
     let addr = data_address(tensor).map_err(|_| unsupported(not_dense(tensor)))?;
@@ -195,14 +207,12 @@ pub(crate) fn runs(
     if addr == 0 && !runs.is_empty() {
         return Err(unsupported("it is all zeros without memory behind them; send a new tensor (`zeros`)"));
     }
-    Ok((addr, runs, dtype.bits() as usize / 8))
+    Ok(View { addr, element_bytes: dtype.bits() as usize / 8, runs })
 }
 
-/// The pieces of those runs.
-pub(crate) fn regions(
-    info: &TensorInfo,
-    (addr, runs, element_bytes): &(u64, Vec<Run>, usize),
-) -> Result<Vec<Region>, TensorError> {
+/// The pieces of memory that a view shows.
+pub(crate) fn regions(info: &TensorInfo, view: &View) -> Result<Vec<Region>, TensorError> {
+    let View { addr, element_bytes, runs } = view;
     layout::check_fragmentation(runs, *element_bytes).map_err(|source| refused(info, source))?;
     // libtorch checked the view against its storage when it was made.
     layout::regions(Device::CPU, *addr, usize::MAX, runs, *element_bytes)

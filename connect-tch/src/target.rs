@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use crate::Pending;
 use crate::error::{TensorError, TensorInfo};
 use crate::fresh::Plan;
-use crate::inspect;
+use crate::inspect::{self, View};
 use crate::send::piece_lens;
 
 /// What must be received for this tensor.
@@ -69,29 +69,29 @@ fn target_regions(
     tensor: &Tensor,
     metadata: &RdmaMetadata,
 ) -> Result<(TensorInfo, Vec<Region>), TensorError> {
-    let (plan, runs) = examine(tensor)?;
+    let (plan, view) = examine(tensor)?;
     let info = plan.info;
     if plan.kind == Kind::Bool {
         let reason = "truth values must be checked before they are there; use `recv_into`, or receive into a \
             tensor of uint8";
         return Err(TensorError::Unsupported { tensor: info, reason });
     }
-    let regions = inspect::regions(&info, &runs)?;
+    let regions = inspect::regions(&info, &view)?;
     let split = layout::split_to_match(&regions, &piece_lens(metadata));
     let split = split.map_err(|source| inspect::refused(&info, source))?;
     Ok((info, split))
 }
 
-/// A target and its runs: in elements, each element once.
-fn examine(tensor: &Tensor) -> Result<(Plan, (u64, Vec<layout::Run>, usize)), TensorError> {
+/// A target and its view, which shows each element once.
+fn examine(tensor: &Tensor) -> Result<(Plan, View), TensorError> {
     let (info, dtype) = inspect::check("", tensor)?;
     if tensor.requires_grad() {
         let reason = "it requires gradients, and autograd would not see what arrives; receive into `detach()`, \
             or into a new tensor";
         return Err(TensorError::Unsupported { tensor: info, reason });
     }
-    let runs = inspect::runs(tensor, &info, dtype)?;
-    if runs.1.is_empty() {
+    let view = inspect::view(tensor, &info, dtype)?;
+    if view.runs.is_empty() {
         return Err(TensorError::Empty { tensor: info });
     }
     let shape = info.shape.clone().unwrap_or_default();
@@ -99,8 +99,7 @@ fn examine(tensor: &Tensor) -> Result<(Plan, (u64, Vec<layout::Run>, usize)), Te
     if expanded {
         return Err(inspect::refused(&info, LayoutError::Overlap));
     }
-    layout::check_disjoint(&runs.1).map_err(|source| inspect::refused(&info, source))?;
-    let elements: u64 = runs.1.iter().map(|run| run.len as u64).sum();
-    let kind = tensor.kind();
-    Ok((Plan { info, kind, shape, bytes: elements * runs.2 as u64 }, runs))
+    layout::check_disjoint(&view.runs).map_err(|source| inspect::refused(&info, source))?;
+    let (kind, bytes) = (tensor.kind(), view.bytes());
+    Ok((Plan { info, kind, shape, bytes }, view))
 }

@@ -121,7 +121,7 @@ enum Answer<F: Future> {
 }
 
 impl<F: Wait> All<F> {
-    fn new(coming: Vec<F>) -> Self {
+    pub(crate) fn new(coming: Vec<F>) -> Self {
         Self(coming.into_iter().map(Answer::Coming).collect())
     }
 

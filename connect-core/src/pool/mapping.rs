@@ -12,7 +12,7 @@ use crate::{Device, MemoryError, Region};
 
 /// Private anonymous pages. Unlike memory of the allocator they take none until they are touched, and end with an
 /// unmapping that nobody else's use of the heap can delay or undo.
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     start: NonNull<c_void>,
     len: usize,
 }
@@ -24,7 +24,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    pub(super) fn new(len: usize) -> Result<Self, MemoryError> {
+    pub(crate) fn new(len: usize) -> Result<Self, MemoryError> {
         let size = NonZeroUsize::new(len).ok_or(MemoryError::Empty)?;
         let (prot, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
         // SAFETY: a new mapping, at an address of the kernel's choice, changes nothing that exists.
@@ -33,7 +33,7 @@ impl Mapping {
         Ok(Self { start: mapped.map_err(|error| exhausted(error.to_string()))?, len })
     }
 
-    pub(super) fn region(&self) -> Region {
+    pub(crate) fn region(&self) -> Region {
         let region = Region::new(Device::CPU, self.start.as_ptr() as u64, self.len as u64);
         region.expect("the kernel maps neither at zero nor around the end of the address space")
     }
@@ -43,7 +43,7 @@ impl Mapping {
     ///
     /// # Panics
     /// The range is not within the mapping.
-    pub(super) unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
+    pub(crate) unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
         let (start, len) = self.part(range);
         // SAFETY: the bytes are within the mapping, which lives as long as `self`, and were zeroed by the kernel; the
         // caller sees to the rest.
@@ -56,7 +56,7 @@ impl Mapping {
     /// # Panics
     /// The range is not within the mapping.
     #[expect(clippy::mut_from_ref, reason = "who may have which bytes is what the callers keep track of")]
-    pub(super) unsafe fn bytes_mut(&self, range: Range<usize>) -> &mut [u8] {
+    pub(crate) unsafe fn bytes_mut(&self, range: Range<usize>) -> &mut [u8] {
         let (start, len) = self.part(range);
         // SAFETY: as for `bytes`.
         unsafe { std::slice::from_raw_parts_mut(start, len) }

@@ -51,5 +51,7 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "safetensors")]
+pub(crate) use mapping::Mapping;
 pub use slab::Slab;
 pub use slot::Slot;

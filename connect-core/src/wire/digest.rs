@@ -1,6 +1,7 @@
 //! [`Digest`]: what a tensor's bytes hash to, so that a receiver can tell whether it has what was sent.
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 
 use data_encoding::HEXLOWER;
@@ -57,6 +58,16 @@ impl Digest {
             hasher.update(piece);
         }
         Self(*hasher.finalize().as_bytes())
+    }
+
+    /// The digest of all that can be read.
+    ///
+    /// # Errors
+    /// Those of the reader.
+    pub fn of_reader(reader: impl io::Read) -> io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(reader)?;
+        Ok(Self(*hasher.finalize().as_bytes()))
     }
 }
 

@@ -17,7 +17,7 @@ use super::MetadataError;
 const MAX_QUOTED_CHARS: usize = 256;
 
 /// Reads a document of at most `max` bytes. The length is checked first, so that a longer one costs nothing.
-pub(super) fn parse<'a, T: Deserialize<'a>>(document: &'a [u8], max: usize) -> Result<T, MetadataError> {
+pub(crate) fn parse<'a, T: Deserialize<'a>>(document: &'a [u8], max: usize) -> Result<T, MetadataError> {
     if document.len() > max {
         return Err(MetadataError::TooLarge { field: "the document", len: document.len(), max });
     }
@@ -25,7 +25,7 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(document: &'a [u8], max: usize) -> R
 }
 
 /// A peer's text made fit for a log line: one line, and not long.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut chars = text.chars();
     let mut short = String::new();
     for c in chars.by_ref().take(MAX_QUOTED_CHARS) {
