@@ -217,7 +217,7 @@ impl Shared {
         if !is_left {
             file.set_len(0).map_err(io("cutting"))?;
         }
-        reserve(&*file, len).map_err(io("making room for"))?;
+        reserve(&file, len).map_err(io("making room for"))?;
         if !is_left {
             file.write_all_at(&bytes, 0).map_err(io("writing"))?;
         }

@@ -2,12 +2,12 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{Flock, FlockArg, OFlag, posix_fallocate};
+use nix::sys::statvfs::fstatvfs;
 
 use super::error::CheckpointError;
 use super::header::{Header, MAX_HEADER_BYTES, PREFIX};
@@ -133,7 +133,15 @@ impl Read for Bytes<'_> {
 }
 
 /// Makes a file that long, with its blocks: a full disk is an error now, and not a signal when the first byte arrives.
-pub(super) fn reserve(file: impl AsFd, len: u64) -> io::Result<()> {
-    let len = i64::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-    Ok(nix::fcntl::posix_fallocate(file, 0, len)?)
+pub(super) fn reserve(file: &File, len: u64) -> io::Result<()> {
+    let signed = i64::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+    // Asked first: a file system that runs out of blocks on the way keeps those that it gave.
+    let (disk, has) = (fstatvfs(file)?, file.metadata()?.blocks() * BLOCK);
+    if len.saturating_sub(has) > disk.blocks_available().saturating_mul(disk.fragment_size()) {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    Ok(posix_fallocate(file, 0, signed)?)
 }
+
+/// What `st_blocks` counts.
+const BLOCK: u64 = 512;

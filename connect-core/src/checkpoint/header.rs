@@ -40,7 +40,8 @@ impl Header {
             start = range.end;
             (tensor, range)
         };
-        Self { tensors: tensors.into_iter().map(place).collect(), metadata: metadata.clone() }
+        let tensors = in_order(tensors.into_iter().map(place).collect());
+        Self { tensors, metadata: metadata.clone() }
     }
 
     /// Reads the JSON behind the length.
@@ -70,7 +71,7 @@ impl Header {
             }
             Ok((tensor, range))
         };
-        let tensors = names.into_iter().map(place).collect::<Result<_, String>>()?;
+        let tensors = in_order(names.into_iter().map(place).collect::<Result<_, String>>()?);
         let metadata = metadata.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         Ok(Self { tensors, metadata })
     }
@@ -106,6 +107,12 @@ impl Header {
     pub(super) fn data_len(&self) -> u64 {
         self.tensors.last().map_or(0, |(_, range)| range.end)
     }
+}
+
+/// The order in the file; those without elements, which may share a place, by name.
+fn in_order(mut tensors: Vec<(ManifestTensor, Range<u64>)>) -> Vec<(ManifestTensor, Range<u64>)> {
+    tensors.sort_by(|(a, x), (b, y)| (x.start, x.end, &a.name).cmp(&(y.start, y.end, &b.name)));
+    tensors
 }
 
 /// safetensors' type of the same name.

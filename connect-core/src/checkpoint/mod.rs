@@ -24,7 +24,7 @@
 //! download.receive(offer.envelope()).wait()?;
 //! println!("{} of {} bytes", download.progress().bytes, download.progress().total_bytes);
 //! download.finish()?; // only now is there a file of that name
-//! # assert_eq!(std::fs::read(&copy)?.len(), std::fs::read(&path)?.len());
+//! # assert_eq!(Checkpoint::open(&copy)?.read("w")?, [7; 8]);
 //! # std::fs::remove_dir_all(&folder)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -183,8 +183,8 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Changed`], [`CheckpointError::Io`].
     pub fn check_unchanged(&self) -> Result<(), CheckpointError> {
-        let mapped = self.files.iter().filter(|opened| opened.pages.is_mapped());
-        mapped.map(|opened| opened.source.check_unchanged()).collect()
+        let mut mapped = self.files.iter().filter(|opened| opened.pages.is_mapped());
+        mapped.try_for_each(|opened| opened.source.check_unchanged())
     }
 
     pub(super) fn entry(&self, name: &str) -> Result<&Entry, CheckpointError> {
