@@ -178,12 +178,14 @@ mod cut {
 
     #[cfg(feature = "nixl")]
     #[test]
-    fn over_nixl_a_file_cut_while_it_is_served_never_arrives_as_if_it_were_whole() -> Result<()> {
+    fn a_file_cut_while_it_is_served_over_nixl_fails_the_transfer_and_over_tcp_ends_the_server() -> Result<()>
+    {
         let Some(lab) = lab(Transport::Nixl) else { return Ok(()) };
-        for tls in ["sm,self,tcp", "tcp"] {
+        // Over shared memory the kernel copies. Over TCP UCX itself reads the pages, and gets SIGBUS: the limit that the
+        // module's docs name, with a copy as the remedy.
+        for (tls, survives) in [("sm,self,tcp", true), ("tcp", false)] {
             let (arrived, survived) = cut_under(&lab, &[], &[("UCX_TLS", tls)])?;
-            eprintln!("UCX_TLS={tls}: arrived {arrived}, survived {survived}");
-            ensure!(!arrived, "{tls}");
+            ensure!(!arrived && survived == survives, "{tls}: arrived {arrived}, survived {survived}");
         }
         Ok(())
     }
