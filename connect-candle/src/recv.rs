@@ -151,11 +151,12 @@ fn fresh_for(envelope: &TensorEnvelope) -> Result<FreshTensors, TensorError> {
         let dtype = candle_dtype(spec.dtype).ok_or_else(|| TensorError::DType {
             name: spec.name.clone(),
             dtype: spec.dtype.to_string(),
+            shape: spec.shape.clone(),
             lacking: "Candle does not have",
         })?;
-        let too_large = |_| TensorError::Allocation { name: spec.name.clone(), bytes: spec.byte_len };
-        let dims: Result<Vec<_>, _> = spec.shape.iter().map(|&dim| usize::try_from(dim)).collect();
-        let info = TensorInfo::described(&spec.name, dtype, &dims.map_err(too_large)?);
+        // A dimension beyond all addresses has more bytes than there are, and is refused for that.
+        let dims = spec.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(usize::MAX));
+        let info = TensorInfo::described(&spec.name, dtype, &dims.collect::<Vec<_>>());
         fresh.add(&info, Content::Unset, &pieces[spec.descriptors()])?;
     }
     Ok(fresh)
@@ -166,6 +167,7 @@ fn fresh_writable(dtype: DType, shape: &Shape) -> Result<(FreshTensors, TensorSp
     let wire = dtype_of(dtype).ok_or_else(|| TensorError::DType {
         name: String::new(),
         dtype: dtype.as_str().to_owned(),
+        shape: info.shape.iter().map(|&dim| dim as u64).collect(),
         lacking: "the wire format has no name for",
     })?;
     if info.shape.contains(&0) {

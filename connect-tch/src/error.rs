@@ -90,7 +90,7 @@ pub enum TensorError {
     #[error(transparent)]
     Digest(#[from] DigestMismatch),
     /// libtorch refused.
-    #[error("libtorch refused {tensor}: {reason}")]
+    #[error("libtorch refused {tensor}: {reason}; use a copy (`Tensor::copy`)")]
     Torch {
         /// Which tensor.
         tensor: TensorInfo,

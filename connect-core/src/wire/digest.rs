@@ -106,7 +106,9 @@ impl Serialize for Digest {
 /// What arrived is not what was sent. The bytes were changed on their way, or the sender's memory was, after
 /// its digest was taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("tensor {name:?} is not what was sent: its bytes hash to {found}, the envelope says {expected}")]
+#[error(
+    "tensor {name:?} is not what was sent: its bytes hash to {found} instead of {expected}; have it sent again"
+)]
 #[non_exhaustive]
 pub struct DigestMismatch {
     /// Which tensor.
