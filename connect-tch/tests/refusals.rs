@@ -6,7 +6,7 @@ mod common;
 
 use common::{bytes, connector, counted, floats};
 use connect_core::{DType, Error, RdmaMetadata, TensorEnvelope, TensorSpec};
-use connect_tch::{TensorError, TensorExt, recv_new, recv_writable, send_tensors};
+use connect_tch::{TensorError, TensorExt, TensorInfo, recv_new, recv_writable, send_tensors};
 use tch::{CModule, Device, IValue, Kind, Tensor};
 
 /// What sending a tensor called `odd` is refused with.
@@ -255,4 +255,14 @@ fn bytes_and_directions_that_do_not_fit_are_refused_before_the_transfer() {
     assert!(matches!(error, TensorError::Envelope(_)), "{error}");
     says(&error.to_string(), &["\"x\"", "the same field_name"]);
     assert!(recv_new(&connector, &offer.envelope("x").unwrap()).wait().is_ok(), "the offer still stands");
+}
+
+/// What libtorch has not been seen to do.
+#[test]
+fn an_error_of_libtorch_s_own_names_the_tensor_and_a_remedy() {
+    let mut tensor = TensorInfo::default();
+    (tensor.name, tensor.kind, tensor.shape) = ("k".to_owned(), Some(Kind::Half), Some(vec![2, 8]));
+    tensor.device = Some(connect_core::Device::cuda(1));
+    let error = TensorError::Torch { tensor, reason: "no".to_owned() };
+    says(&error.to_string(), &["tensor \"k\" (F16 [2, 8] on cuda:1)", "no", "`Tensor::copy`"]);
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
@@ -32,7 +32,6 @@ use crate::wire::{Digest, DigestMismatch, TensorEnvelope, TensorSpec, quoted};
 pub struct Download {
     shared: Arc<Shared>,
     connector: Connector,
-    _registration: Registration,
 }
 
 /// How far a download is.
@@ -67,6 +66,7 @@ struct Shared {
     tensors: Vec<(ManifestTensor, Range<u64>)>,
     by_name: HashMap<String, usize>,
     states: Mutex<Vec<State>>,
+    registration: OnceLock<Registration>,
 }
 
 impl Download {
@@ -90,7 +90,9 @@ impl Download {
         };
         let (region, owner) = (shared.pages.region(), Arc::clone(&shared.pages) as _);
         let (registration, registered) = connector.register(region, owner);
-        let download = Self { shared, connector: connector.clone(), _registration: registration };
+        // Set once, here. The claim of an operation keeps it, so that it outlives the transfer.
+        let _ = shared.registration.set(registration);
+        let download = Self { shared, connector: connector.clone() };
         Task::after(registered, |registered| {
             Task::ready(registered.map(|()| download).map_err(CheckpointError::from))
         })
@@ -235,7 +237,8 @@ impl Shared {
         }
         let by_name = tensors.iter().enumerate().map(|(at, (tensor, _))| (tensor.name.clone(), at)).collect();
         let (path, pages, states) = (path.to_owned(), Arc::new(pages), Mutex::new(states));
-        Ok(Self { path, part, file, pages, tensors, by_name, states })
+        let registration = OnceLock::new();
+        Ok(Self { path, part, file, pages, tensors, by_name, states, registration })
     }
 
     fn states(&self) -> MutexGuard<'_, Vec<State>> {

@@ -57,6 +57,8 @@
 mod download;
 mod error;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod header;
 mod index;
 mod manifest;

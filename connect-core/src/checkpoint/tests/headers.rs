@@ -100,6 +100,14 @@ fn a_manifest_survives_its_way() {
     assert_eq!(Manifest::from_json(&manifest.to_json()).unwrap(), manifest);
 }
 
+#[test]
+fn the_golden_manifest_is_read_and_written_byte_for_byte() {
+    let golden = include_str!("../../../golden/checkpoint_manifest.json");
+    let manifest = Manifest::from_json(golden).unwrap();
+    assert_eq!(manifest.to_json(), golden);
+    assert_eq!((manifest.total_bytes(), manifest.tensors()[0].digest), (12, Some(crate::Digest::of(b""))));
+}
+
 fn tensor() -> impl Strategy<Value = ManifestTensor> {
     let shape = prop::collection::vec(0u64..9, 0..5);
     (".{0,12}", prop::sample::select(DType::ALL), shape).prop_filter_map(
