@@ -27,7 +27,7 @@ const THREADED: [&str; 4] = ["transport::local", "driver::", "op::", "memory::"]
 /// `-Z` options belong to nightly compilers; the sanitizer's runtime comes with the stable one too, and
 /// `RUSTC_BOOTSTRAP` lets it be used.
 pub(super) fn asan(outcome: &mut Outcome) -> Result<()> {
-    let core = ["--package", "connect-core", "--lib"];
+    let core = ["--package", "connect-core", "--lib", "--features", "safetensors"];
     counted(asan_test().args(core).args(["--", "--skip", ABANDONS]), outcome)?;
     let embedded = [
         "--test",
