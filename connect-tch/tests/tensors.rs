@@ -77,7 +77,8 @@ fn an_offer_keeps_the_storage_alive_when_every_handle_is_gone_or_points_elsewher
     // So large that memory which is freed leaves the process.
     const ELEMENTS: i64 = 16 << 20;
     let connector = connector();
-    let mut tensor = counted(&[ELEMENTS]);
+    // No view, which would keep what it is a view of.
+    let mut tensor = Tensor::arange(ELEMENTS, (Kind::Float, Device::Cpu));
     // SAFETY: nobody writes to the storage; `set_data` only turns the handle to another one.
     let offer = unsafe { tensor.send_readable(&connector) }.wait().unwrap();
     tensor.set_data(&Tensor::zeros([ELEMENTS], (Kind::Float, Device::Cpu)));
