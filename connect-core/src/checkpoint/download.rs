@@ -10,10 +10,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{FlockArg, OFlag};
 
 use super::error::CheckpointError;
-use super::file::{Bytes, lock, open_regular, reserve};
+use super::file::{Bytes, Held, open_regular, reserve};
 use super::header::{Header, PREFIX};
 use super::manifest::{Manifest, ManifestTensor};
 use super::pages::{Pages, Writable};
@@ -60,7 +60,7 @@ enum State {
 struct Shared {
     path: PathBuf,
     part: PathBuf,
-    file: Flock<File>,
+    file: Held,
     pages: Arc<Pages>,
     /// With their places, which count from the start of the file.
     tensors: Vec<(ManifestTensor, Range<u64>)>,
@@ -213,7 +213,7 @@ impl Shared {
         // Not through a link that somebody else left in the folder.
         options.read(true).write(true).create(true).truncate(false).mode(0o644);
         let file = open_regular(&part, &mut options, OFlag::O_NOFOLLOW).map_err(io("opening"))?;
-        let file = lock(file, FlockArg::LockExclusiveNonblock, &part)?;
+        let file = Held::lock(file, FlockArg::LockExclusiveNonblock, &part)?;
         let len = data + header.data_len();
         let is_left = is_left(&file, &header, data).map_err(io("reading"))?;
         if !is_left {

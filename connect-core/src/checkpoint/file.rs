@@ -2,6 +2,7 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
+use std::ops::Deref;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use super::header::{Header, MAX_HEADER_BYTES, PREFIX};
 #[derive(Debug)]
 pub(super) struct Source {
     path: PathBuf,
-    file: Flock<File>,
+    file: Held,
     stamp: Stamp,
     /// Where its data begins.
     pub(super) data: u64,
@@ -41,7 +42,7 @@ impl Source {
         let io = |action| CheckpointError::io(action, path);
         let file =
             open_regular(path, OpenOptions::new().read(true), OFlag::empty()).map_err(io("opening"))?;
-        let file = lock(file, FlockArg::LockSharedNonblock, path)?;
+        let file = Held::lock(file, FlockArg::LockSharedNonblock, path)?;
         let stamp = Stamp::of(&file.metadata().map_err(io("looking at"))?);
         let damaged = |reason| CheckpointError::Header { path: path.to_owned(), reason };
         let mut prefix = [0; PREFIX];
@@ -98,12 +99,37 @@ pub(super) fn open_regular(path: &Path, options: &mut OpenOptions, flags: OFlag)
     Ok(file)
 }
 
-/// Takes an advisory lock, or says that somebody has it.
-pub(super) fn lock(file: File, how: FlockArg, path: &Path) -> Result<Flock<File>, CheckpointError> {
-    match Flock::lock(file, how) {
-        Ok(locked) => Ok(locked),
-        Err((_, Errno::EWOULDBLOCK)) => Err(CheckpointError::Locked { path: path.to_owned() }),
-        Err((_, error)) => Err(CheckpointError::io("locking", path)(error.into())),
+/// A file, locked where its file system knows locks.
+#[derive(Debug)]
+pub(super) enum Held {
+    Locked(Flock<File>),
+    /// Some network file systems have none. What the docs say of other programs then holds for all of them.
+    Unlocked(File),
+}
+
+impl Held {
+    /// Takes an advisory lock, or says that somebody has it.
+    pub(super) fn lock(file: File, how: FlockArg, path: &Path) -> Result<Self, CheckpointError> {
+        match Flock::lock(file, how) {
+            Ok(locked) => Ok(Self::Locked(locked)),
+            Err((_, Errno::EWOULDBLOCK)) => Err(CheckpointError::Locked { path: path.to_owned() }),
+            Err((file, Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::ENOLCK)) => {
+                tracing::warn!(path = %path.display(), "its file system has no locks; nothing keeps others off it");
+                Ok(Self::Unlocked(file))
+            }
+            Err((_, error)) => Err(CheckpointError::io("locking", path)(error.into())),
+        }
+    }
+}
+
+impl Deref for Held {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        match self {
+            Self::Locked(file) => file,
+            Self::Unlocked(file) => file,
+        }
     }
 }
 
