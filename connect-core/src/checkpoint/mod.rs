@@ -64,6 +64,7 @@ mod index;
 mod manifest;
 mod open;
 mod pages;
+mod part;
 mod serve;
 #[cfg(test)]
 mod tests;

@@ -26,7 +26,7 @@ const AGENT: &str = "connect-core/src/transport/nixl/agent.rs";
 const MOVING: &str = "connect-core/src/transport/nixl/moving.rs";
 const GRANT: &str = "connect-core/src/transport/local/grant.rs";
 const STATE: &str = "connect-core/src/op/state.rs";
-const DOWNLOAD: &str = "connect-core/src/checkpoint/download.rs";
+const PART: &str = "connect-core/src/checkpoint/part.rs";
 const LIB: &[&str] = &["--lib"];
 
 /// All of them.
@@ -429,7 +429,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         of: "checkpoint",
         what: "a tensor is received by two operations at once",
         edits: &[Edit {
-            file: DOWNLOAD,
+            file: PART,
             find: "tensors.iter().find(|&&at| states[at] == State::InFlight)",
             replace: "tensors.iter().find(|&&at| at > states.len())",
         }],
@@ -441,7 +441,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         of: "checkpoint",
         what: "what arrived is not compared with its digest",
         edits: &[Edit {
-            file: DOWNLOAD,
+            file: PART,
             find: "if found != expected {",
             replace: "if found != expected && place.end == 0 {",
         }],
@@ -453,7 +453,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         of: "checkpoint",
         what: "what was left is taken over unseen",
         edits: &[Edit {
-            file: DOWNLOAD,
+            file: PART,
             find: "digest_of(&file, place).map_err(io(\"reading\"))? == digest",
             replace: "digest == digest",
         }],
