@@ -152,25 +152,42 @@ fn read(connector: &Connector, envelope: &TensorEnvelope) -> Result<Vec<u8>> {
 }
 
 mod cut {
+    use std::os::unix::process::ExitStatusExt;
+
+    use connect_tests::lab;
+
     use super::*;
 
-    fn lab(transport: Transport) -> Option<Lab> {
+    fn of(transport: Transport) -> Option<Lab> {
         transport.is_available().then(|| Lab::new(transport, env!("CARGO_BIN_EXE_worker")))
     }
 
     #[test]
     fn a_file_cut_while_it_is_served_over_local_fails_the_transfer_and_nothing_else() -> Result<()> {
         for transport in [Transport::Local, Transport::LocalStream] {
-            let (arrived, survived) = cut_under(&lab(transport).context("local")?, &[], &[])?;
+            let (arrived, survived) = cut_under(&of(transport).context("local")?, &[], &[])?;
             ensure!(!arrived && survived, "{transport}: arrived {arrived}, survived {survived}");
         }
+        Ok(())
+    }
+
+    /// The limit that the module's docs name: within one process the copy is an ordinary one.
+    #[test]
+    fn a_file_cut_while_its_own_process_reads_it_ends_that_process() -> Result<()> {
+        const SIGBUS: i32 = 7;
+        let (_folder, path) = checkpoint(&[8 * MIB, 8 * MIB])?;
+        let mut server = server(&of(Transport::Local).context("local")?, &path, &[], &[])?;
+        server.send(json!({"do": "cut", "path": path}))?;
+        ensure!(process::eventually(lab::PATIENCE, || !server.is_alive()));
+        let status = server.end()?;
+        ensure!(status.signal() == Some(SIGBUS), "{status}");
         Ok(())
     }
 
     #[test]
     fn a_copy_is_served_whole_whatever_happens_to_the_file() -> Result<()> {
         for transport in Transport::available() {
-            let (arrived, survived) = cut_under(&lab(transport).context("available")?, &["--copy"], &[])?;
+            let (arrived, survived) = cut_under(&of(transport).context("available")?, &["--copy"], &[])?;
             ensure!(arrived && survived, "{transport}: arrived {arrived}, survived {survived}");
         }
         Ok(())
@@ -180,7 +197,7 @@ mod cut {
     #[test]
     fn a_file_cut_while_it_is_served_over_nixl_fails_the_transfer_and_over_tcp_ends_the_server() -> Result<()>
     {
-        let Some(lab) = lab(Transport::Nixl) else { return Ok(()) };
+        let Some(lab) = of(Transport::Nixl) else { return Ok(()) };
         // Over shared memory the kernel copies. Over TCP UCX itself reads the pages, and gets SIGBUS: the limit that the
         // module's docs name, with a copy as the remedy.
         for (tls, survives) in [("sm,self,tcp", true), ("tcp", false)] {

@@ -3,8 +3,10 @@
 //! ```text
 //! {"do": "manifest"}                   -> {"event": "manifest", "manifest": ...}, with digests
 //! {"do": "offer", "names": [...]}      -> {"event": "offer", "envelope": ...}, then complete
+//! {"do": "cut", "path": ...}           -> cuts the file, and reads it within this process
 //! ```
 
+use std::fs::File;
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 use std::thread;
@@ -12,8 +14,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use connect_core::Error;
 use connect_core::checkpoint::{Checkpoint, Served};
+use connect_core::{Connector, Error};
 use connect_tests::lab::{Lab, Transport};
 use serde_json::{Value, json};
 
@@ -72,6 +74,16 @@ fn run(served: &Served, id: &Value, command: &Value) -> Result<()> {
             let offer = served.offer(&names).wait()?;
             say(id, json!({"event": "offer", "envelope": offer.envelope().to_json()}));
             offer.wait_for_completion().wait()?;
+            say(id, json!({"event": "complete"}));
+        }
+        "cut" => {
+            let path = command["path"].as_str().context("a path")?;
+            let last = served.checkpoint().tensors().last().context("a tensor")?;
+            let offer = served.offer([&last.name]).wait()?;
+            File::options().write(true).open(path)?.set_len(4096)?;
+            let target = vec![0u8; last.byte_len as usize];
+            let read = Connector::local()?.begin_read(offer.metadata(), target).wait()?;
+            read.wait_for_completion().wait()?;
             say(id, json!({"event": "complete"}));
         }
         other => bail!("there is no command {other}"),
