@@ -58,8 +58,8 @@ pub fn recv_verified(connector: &Connector, envelope: &TensorEnvelope) -> Pendin
 /// # Errors
 /// [`TensorError::Empty`] for a shape without elements, [`TensorError::DType`], [`TensorError::Allocation`],
 /// [`TensorError::Operation`].
-pub fn recv_writable(connector: &Connector, kind: Kind, shape: &[i64]) -> Pending<WritableTensor> {
-    let (fresh, spec) = match fresh_writable(kind, shape) {
+pub fn recv_writable(connector: &Connector, kind: Kind, shape: impl AsRef<[i64]>) -> Pending<WritableTensor> {
+    let (fresh, spec) = match fresh_writable(kind, shape.as_ref()) {
         Ok(fresh) => fresh,
         Err(error) => return Task::ready(Err(error)),
     };

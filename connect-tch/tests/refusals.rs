@@ -125,7 +125,7 @@ fn element_types_without_a_name_are_refused_with_theirs() {
     for kind in [Kind::ComplexDouble, Kind::ComplexHalf] {
         let tensor = Tensor::zeros([2, 2], (kind, Device::Cpu));
         says(&refused(&tensor), &[&format!("{kind:?} [2, 2] on cpu"), "no name", "`to_kind`"]);
-        let error = recv_writable(&connector(), kind, &[2, 2]).wait().unwrap_err();
+        let error = recv_writable(&connector(), kind, [2, 2]).wait().unwrap_err();
         assert!(matches!(error, TensorError::DType { .. }), "{error}");
         says(&error.to_string(), &[&format!("{kind:?} [2, 2] on cpu")]);
     }
@@ -169,7 +169,7 @@ fn nothing_to_move_is_refused() {
 
 #[test]
 fn shapes_beyond_memory_are_refused() {
-    let error = recv_writable(&connector(), Kind::Double, &[1 << 40, 1 << 18]).wait().unwrap_err();
+    let error = recv_writable(&connector(), Kind::Double, [1 << 40, 1 << 18]).wait().unwrap_err();
     assert!(matches!(error, TensorError::Allocation { .. }) && error.is_retryable(), "{error}");
     says(&error.to_string(), &["F64 [1099511627776, 262144] on cpu", "2305843009213693952 bytes", "memory"]);
 }
@@ -209,7 +209,7 @@ fn truth_values_that_are_none_are_refused_however_they_come() {
     not_bool(unsafe { target.recv_into(&connector, offer.metadata()) }.wait().unwrap_err());
     assert_eq!(bytes(&target), [1, 1, 1, 0], "the old content stands");
 
-    let offer = recv_writable(&connector, Kind::Bool, &[4]).wait().unwrap();
+    let offer = recv_writable(&connector, Kind::Bool, [4]).wait().unwrap();
     let write = connector.begin_write(content(), offer.metadata()).wait().unwrap();
     write.wait_for_completion().wait().unwrap();
     not_bool(offer.wait_for_completion().wait().unwrap_err());

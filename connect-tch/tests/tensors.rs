@@ -21,7 +21,7 @@ fn every_kind_arrives_by_read_and_by_write() {
         assert_eq!(bytes(&received["x"]), bytes(&sent), "read {kind:?}");
         offer.wait_for_completion().wait().unwrap();
 
-        let offer = recv_writable(&connector, kind, &[3, 5]).wait().unwrap();
+        let offer = recv_writable(&connector, kind, [3, 5]).wait().unwrap();
         // SAFETY: as above.
         unsafe { sent.send_into(&connector, offer.metadata()) }.wait().unwrap();
         let (written, report) = offer.wait_for_completion().wait().unwrap();
@@ -65,7 +65,7 @@ fn nothing_is_copied_on_the_way() {
     let offer = unsafe { tensor.narrow(0, 1, 2).send_readable(&connector) }.wait().unwrap();
     assert_eq!(offer.metadata().regions()[0].addr(), tensor.data_ptr() as u64 + 32);
 
-    let offer = recv_writable(&connector, Kind::Float, &[4, 8]).wait().unwrap();
+    let offer = recv_writable(&connector, Kind::Float, [4, 8]).wait().unwrap();
     let addr = offer.metadata().regions()[0].addr();
     // SAFETY: as above.
     unsafe { tensor.send_into(&connector, offer.metadata()) }.wait().unwrap();
