@@ -20,12 +20,16 @@ pub enum TensorError {
         reason: &'static str,
     },
     /// An element type that only one of the two sides has.
-    #[error("tensor {name:?} has elements of type {dtype}, which {lacking}; convert it before sending")]
+    #[error(
+        "tensor {name:?} ({dtype} {shape:?} on cpu) has elements of a type that {lacking}; convert it before sending"
+    )]
     DType {
         /// The tensor's name.
         name: String,
         /// Its element type.
         dtype: String,
+        /// Its shape.
+        shape: Vec<u64>,
         /// Who does not know the type.
         lacking: &'static str,
     },
@@ -47,7 +51,7 @@ pub enum TensorError {
         source: LayoutError,
     },
     /// There is nothing to move: no tensor has elements. Send the shape instead.
-    #[error("{tensor} has no elements: there is nothing to move")]
+    #[error("{tensor} has no elements: there is nothing to move; send its shape instead")]
     Empty {
         /// Which tensor, or the first of a set.
         tensor: TensorInfo,
@@ -72,10 +76,10 @@ pub enum TensorError {
     },
     /// There is no memory for a received tensor. If the envelope came from an unreliable peer, check its
     /// shapes.
-    #[error("no memory for tensor {name:?} of {bytes} bytes")]
+    #[error("no memory for {tensor} of {bytes} bytes; check the shape, or free memory")]
     Allocation {
-        /// The tensor's name.
-        name: String,
+        /// Which tensor.
+        tensor: TensorInfo,
         /// Bytes asked for.
         bytes: u64,
     },
@@ -87,7 +91,7 @@ pub enum TensorError {
     #[error(transparent)]
     Digest(#[from] DigestMismatch),
     /// Candle refused.
-    #[error("candle refused {tensor}: {source}")]
+    #[error("candle refused {tensor}: {source}; use a copy on the CPU (`Tensor::copy`)")]
     Candle {
         /// Which tensor.
         tensor: TensorInfo,
@@ -152,5 +156,31 @@ impl fmt::Display for TensorInfo {
             DeviceLocation::Cuda { gpu_id } => write!(f, "cuda:{gpu_id})"),
             DeviceLocation::Metal { gpu_id } => write!(f, "metal:{gpu_id})"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What can't be made to happen with CPU tensors; the others are in tests/errors.rs.
+    #[test]
+    fn errors_of_other_devices_name_tensor_device_and_remedy() {
+        let device = DeviceLocation::Cuda { gpu_id: 1 };
+        let tensor = TensorInfo { name: "k".to_owned(), dtype: DType::BF16, shape: vec![2, 8], device };
+        let says = |error: TensorError, remedy: &str| {
+            let text = error.to_string();
+            assert!(text.contains("tensor \"k\" (bf16 [2, 8] on cuda:1)") && text.contains(remedy), "{text}");
+            assert!(!error.is_retryable());
+        };
+        let reason = "call `to_device(&Device::Cpu)` first";
+        says(TensorError::Device { tensor: tensor.clone(), reason }, reason);
+        let source = Box::new(candle_core::Error::Msg("no".to_owned()));
+        says(TensorError::Candle { tensor, source }, "`Tensor::copy`");
+        let metal = TensorInfo {
+            device: DeviceLocation::Metal { gpu_id: 0 },
+            ..TensorInfo::described("", DType::U8, &[])
+        };
+        assert_eq!(metal.to_string(), "tensor (u8 [] on metal:0)");
     }
 }

@@ -56,7 +56,7 @@ impl FreshTensors {
     ) -> Result<(), TensorError> {
         let elements = info.shape.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
         let bytes = elements.and_then(|elements| view::byte_len(info.dtype, elements)).unwrap_or(u64::MAX);
-        let allocation = || TensorError::Allocation { name: info.name.clone(), bytes };
+        let allocation = || TensorError::Allocation { tensor: info.clone(), bytes };
         let (mut storage, len) = allocate(info.dtype, bytes, content).ok_or_else(allocation)?;
         let addr = with_vec!(&mut storage, vec => vec.as_mut_ptr() as u64);
         // Without elements there is no region.

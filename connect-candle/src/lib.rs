@@ -68,7 +68,7 @@ pub use connect_core::{ReadableTensor, ReadableTensors};
 pub use dtype::{candle_dtype, dtype_of};
 pub use error::{TensorError, TensorInfo};
 pub use ext::TensorExt;
-pub use recv::{WritableTensor, recv_new, recv_verified, recv_writable};
+pub use recv::{recv_new, recv_verified, recv_writable};
 pub use send::{send_tensors, send_tensors_with_digests};
 
 /// The tensors of one receive, by name. [`Into`] a `HashMap`, they are what `VarBuilder::from_tensors` takes.
@@ -77,3 +77,6 @@ pub type NamedTensors = connect_core::NamedTensors<candle_core::Tensor>;
 /// An operation of this crate that has begun: await it, or call [`wait`](connect_core::Task::wait) to block.
 /// Dropping it ends the operation.
 pub type Pending<T> = connect_core::Task<T, TensorError>;
+
+/// Memory for a new tensor, which one peer may write. Made by [`recv_writable`].
+pub type WritableTensor = connect_core::WritableTensor<candle_core::Tensor, TensorError>;

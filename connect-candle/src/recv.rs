@@ -1,13 +1,7 @@
 //! The receiving half: new tensors filled by a read or by a peer's write, and existing ones replaced.
 
-use std::fmt;
-use std::future::IntoFuture;
-
 use candle_core::{DType, Shape, Storage, Tensor};
-use connect_core::{
-    Connector, Error, Failed, OperationStatus, RdmaMetadata, Received, Report, Task, TensorEnvelope,
-    TensorSpec, Wait, WritableOperation,
-};
+use connect_core::{Connector, Error, RdmaMetadata, Received, Report, Task, TensorEnvelope, TensorSpec};
 
 use crate::dtype::{candle_dtype, dtype_of};
 use crate::error::{TensorError, TensorInfo};
@@ -16,7 +10,7 @@ use crate::hold;
 use crate::send::empty;
 use crate::store::store;
 use crate::view;
-use crate::{NamedTensors, Pending};
+use crate::{NamedTensors, Pending, WritableTensor};
 
 /// Reads the tensors that an envelope describes into new tensors on the CPU.
 ///
@@ -108,66 +102,9 @@ pub fn recv_writable(
         Err(error) => return Task::ready(Err(error)),
     };
     Task::after(connector.create_writable(fresh), |opened| {
-        let offer = |operation| WritableTensor { operation, spec };
+        let offer = |operation| WritableTensor::new(operation, spec, written);
         Task::ready(opened.map(offer).map_err(|failed| failed.error.into()))
     })
-}
-
-/// Memory for a new tensor, which one peer may write. Made by [`recv_writable`].
-#[must_use = "dropping an operation withdraws its offer"]
-pub struct WritableTensor {
-    operation: WritableOperation<FreshTensors>,
-    spec: TensorSpec,
-}
-
-impl WritableTensor {
-    /// What a peer needs to write the bytes, exactly as the Python original has it.
-    pub fn metadata(&self) -> &RdmaMetadata {
-        self.operation.metadata()
-    }
-
-    /// The metadata with the tensor's dtype and shape, under `name`.
-    ///
-    /// # Errors
-    /// [`TensorError::Envelope`] for a name of more than 4 KiB.
-    pub fn envelope(&self, name: &str) -> Result<TensorEnvelope, TensorError> {
-        let spec = TensorSpec::new(name, self.spec.dtype, self.spec.shape.clone(), self.spec.descriptors())?;
-        Ok(TensorEnvelope::new(self.metadata().clone(), vec![spec])?)
-    }
-
-    /// How far the operation is.
-    pub fn status(&self) -> OperationStatus {
-        self.operation.status()
-    }
-
-    /// Waits until a peer has written the memory, which becomes the tensor.
-    ///
-    /// # Errors
-    /// [`TensorError::Operation`]: nobody wrote in time, or the transport failed.
-    pub fn wait_for_completion(self) -> Pending<(Tensor, Report)> {
-        written(self.operation.wait_for_completion())
-    }
-
-    /// Withdraws the offer. The result is [`Error::Cancelled`], unless a peer was faster.
-    pub fn cancel(self) -> Pending<(Tensor, Report)> {
-        written(self.operation.cancel())
-    }
-}
-
-impl IntoFuture for WritableTensor {
-    type Output = Result<(Tensor, Report), TensorError>;
-    type IntoFuture = Pending<(Tensor, Report)>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        self.wait_for_completion()
-    }
-}
-
-impl fmt::Debug for WritableTensor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (dtype, shape) = (self.spec.dtype, &self.spec.shape);
-        f.debug_struct("WritableTensor").field("dtype", &dtype).field("shape", shape).finish_non_exhaustive()
-    }
 }
 
 /// Receives into an existing tensor: into a buffer of its own first, then into the tensor's storage.
@@ -214,11 +151,12 @@ fn fresh_for(envelope: &TensorEnvelope) -> Result<FreshTensors, TensorError> {
         let dtype = candle_dtype(spec.dtype).ok_or_else(|| TensorError::DType {
             name: spec.name.clone(),
             dtype: spec.dtype.to_string(),
+            shape: spec.shape.clone(),
             lacking: "Candle does not have",
         })?;
-        let too_large = |_| TensorError::Allocation { name: spec.name.clone(), bytes: spec.byte_len };
-        let dims: Result<Vec<_>, _> = spec.shape.iter().map(|&dim| usize::try_from(dim)).collect();
-        let info = TensorInfo::described(&spec.name, dtype, &dims.map_err(too_large)?);
+        // A dimension beyond all addresses has more bytes than there are, and is refused for that.
+        let dims = spec.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(usize::MAX));
+        let info = TensorInfo::described(&spec.name, dtype, &dims.collect::<Vec<_>>());
         fresh.add(&info, Content::Unset, &pieces[spec.descriptors()])?;
     }
     Ok(fresh)
@@ -229,6 +167,7 @@ fn fresh_writable(dtype: DType, shape: &Shape) -> Result<(FreshTensors, TensorSp
     let wire = dtype_of(dtype).ok_or_else(|| TensorError::DType {
         name: String::new(),
         dtype: dtype.as_str().to_owned(),
+        shape: info.shape.iter().map(|&dim| dim as u64).collect(),
         lacking: "the wire format has no name for",
     })?;
     if info.shape.contains(&0) {
@@ -257,19 +196,12 @@ fn read<T: 'static>(
     })
 }
 
-fn written(
-    completion: impl Wait<Output = Result<Received<FreshTensors>, Failed<FreshTensors>>>,
-) -> Pending<(Tensor, Report)> {
-    Task::after(completion, |ended| {
-        let received = match ended {
-            Ok(received) => received,
-            Err(failed) => return Task::ready(Err(failed.error.into())),
-        };
-        let (filled, report) = FreshTensors::filled(received);
-        let tensor = filled.into_iter().next().map(into_tensor);
-        let nothing = || Error::from(connect_core::MemoryError::Empty).into();
-        Task::ready(tensor.map(|tensor| (tensor, report)).ok_or_else(nothing))
-    })
+/// The tensor that a peer has written.
+fn written(received: Received<FreshTensors>) -> Result<(Tensor, Report), TensorError> {
+    let (filled, report) = FreshTensors::filled(received);
+    let tensor = filled.into_iter().next().map(into_tensor);
+    let nothing = || Error::from(connect_core::MemoryError::Empty).into();
+    tensor.map(|tensor| (tensor, report)).ok_or_else(nothing)
 }
 
 fn into_tensor(filled: Filled) -> Tensor {

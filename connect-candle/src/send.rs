@@ -142,6 +142,7 @@ fn add(
     let dtype = dtype_of(tensor.dtype()).ok_or_else(|| TensorError::DType {
         name: name.to_owned(),
         dtype: tensor.dtype().as_str().to_owned(),
+        shape: tensor.dims().iter().map(|&dim| dim as u64).collect(),
         lacking: "the wire format has no name for",
     })?;
     let shape: Vec<u64> = tensor.dims().iter().map(|&dim| dim as u64).collect();

@@ -50,6 +50,7 @@
 //! | [`SourceMemory`], [`TargetMemory`] | what may be read from, and written to: owned, at a stable address |
 //! | [`Descriptor`], [`DescriptorMut`] | one contiguous piece of such memory; a list of them is one operation |
 //! | [`Slab`], [`Slot`] | memory that is registered once and used piece by piece: [`pool`] |
+//! | `checkpoint` | safetensors files served from disk, and received into a new file; by the feature `safetensors` |
 //! | [`FanOut`] | one memory for several readers, each with a document and an answer of its own |
 //! | [`Pending`], [`Completion`] | the two answers of an operation: it is open, it has ended |
 //! | [`Deadline`] | when an operation must have ended; 30 s unless set |
@@ -100,6 +101,8 @@
 //! * NIXL can't call back a posted transfer, so a cancel may take as long as the transfer.
 
 pub mod blocks;
+#[cfg(feature = "safetensors")]
+pub mod checkpoint;
 mod clock;
 mod connector;
 mod deadline;
@@ -139,7 +142,7 @@ pub use op::{
 pub use pool::{Registered, Slab, Slot};
 pub use stats::Stats;
 pub use task::{Task, Wait};
-pub use tensors::{NamedTensors, ReadableTensor, ReadableTensors};
+pub use tensors::{NamedTensors, ReadableTensor, ReadableTensors, WritableTensor};
 pub use wire::{
     Digest, DigestMismatch, MediaDescriptor, MetadataError, RdmaMetadata, SerializedDescriptor,
     TensorEnvelope, TensorSpec,

@@ -3,26 +3,36 @@
 use std::fmt;
 
 use connect_core::layout::LayoutError;
-use connect_core::{DType, Device, DigestMismatch, Error, MetadataError};
+use connect_core::{Device, DigestMismatch, Error, MetadataError};
+use tch::{Kind, Tensor};
+
+use crate::dtype::dtype_of;
 
 /// Why a tensor could not be sent or received. Each message names the tensor and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TensorError {
-    /// A tensor without plain dense memory on the CPU: undefined, sparse, quantised, lazily conjugated, or on
-    /// another device.
-    #[error("{tensor} can't be sent: {reason}")]
+    /// A tensor without plain dense memory: undefined, sparse, quantised, nested, lazily conjugated.
+    #[error("{tensor} can't move as it is: {reason}")]
     Unsupported {
         /// Which tensor.
         tensor: TensorInfo,
         /// Why, and what to do.
         reason: &'static str,
     },
+    /// The tensor lives where this build can't reach it.
+    #[error("{tensor} can't be reached: {reason}")]
+    Device {
+        /// Which tensor.
+        tensor: TensorInfo,
+        /// Why, and what to do.
+        reason: &'static str,
+    },
     /// An element type that only one of the two sides has.
-    #[error("tensor {name:?} has elements of type {dtype}, which {lacking}; convert it before sending")]
+    #[error("{tensor} has elements of type {dtype}, which {lacking}; convert it before sending (`to_kind`)")]
     DType {
-        /// The tensor's name.
-        name: String,
+        /// Which tensor.
+        tensor: TensorInfo,
         /// Its element type.
         dtype: String,
         /// Who does not know the type.
@@ -37,17 +47,36 @@ pub enum TensorError {
         source: LayoutError,
     },
     /// There is nothing to move: no tensor has elements. Send the shape instead.
-    #[error("{tensor} has no elements: there is nothing to move")]
+    #[error("{tensor} has no elements: there is nothing to move; send its shape instead")]
     Empty {
         /// Which tensor.
         tensor: TensorInfo,
     },
+    /// A tensor of truth values arrived with bytes that are neither 0 nor 1, which Rust's `bool` must not have. It is
+    /// not handed out.
+    #[error("{tensor} arrived with a byte {byte}, which is no truth value; have it sent as numbers (uint8)")]
+    NotBool {
+        /// Which tensor.
+        tensor: TensorInfo,
+        /// The first byte that is neither 0 nor 1.
+        byte: u8,
+    },
+    /// Every byte arrived, but libtorch would not copy them into the tensor. They are in `received`.
+    #[error("the content of {tensor} arrived but was not stored: {reason}; it is in this error's `received`")]
+    NotStored {
+        /// Which tensor.
+        tensor: TensorInfo,
+        /// The first line of what libtorch said.
+        reason: String,
+        /// What arrived, as a tensor of its own.
+        received: Box<ReceivedTensor>,
+    },
     /// libtorch has no memory for a received tensor. If the envelope came from an unreliable peer, check its
     /// shapes.
-    #[error("no memory for tensor {name:?} of {bytes} bytes: {reason}")]
+    #[error("no memory for {tensor} of {bytes} bytes: {reason}; check the shape, or free memory")]
     Allocation {
-        /// The tensor's name.
-        name: String,
+        /// Which tensor.
+        tensor: TensorInfo,
         /// Bytes asked for.
         bytes: u64,
         /// What libtorch said.
@@ -61,7 +90,7 @@ pub enum TensorError {
     #[error(transparent)]
     Digest(#[from] DigestMismatch),
     /// libtorch refused.
-    #[error("libtorch refused {tensor}: {reason}")]
+    #[error("libtorch refused {tensor}: {reason}; use a copy (`Tensor::copy`)")]
     Torch {
         /// Which tensor.
         tensor: TensorInfo,
@@ -84,17 +113,32 @@ impl TensorError {
     }
 }
 
+/// A tensor in an error. Errors are shared between threads, and a `Tensor` alone must not be.
+#[derive(Debug)]
+pub struct ReceivedTensor(std::sync::Mutex<Tensor>);
+
+impl ReceivedTensor {
+    pub(crate) fn new(tensor: Tensor) -> Self {
+        Self(std::sync::Mutex::new(tensor))
+    }
+
+    /// The tensor.
+    pub fn into_tensor(self) -> Tensor {
+        self.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
 /// A tensor in an error message, as far as it could be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct TensorInfo {
     /// Its name in a set; empty outside one.
     pub name: String,
-    /// Element type, if it has one the wire knows.
-    pub dtype: Option<DType>,
-    /// Shape; empty for tensors that don't have a plain one.
-    pub shape: Vec<i64>,
-    /// Where it lives, if that could be asked.
+    /// Element type, if it is one that tch has.
+    pub kind: Option<Kind>,
+    /// Shape, if it has a plain one.
+    pub shape: Option<Vec<i64>>,
+    /// Where it lives, if that has a name.
     pub device: Option<Device>,
 }
 
@@ -104,10 +148,15 @@ impl fmt::Display for TensorInfo {
         if !self.name.is_empty() {
             write!(f, " {:?}", self.name)?;
         }
-        match (self.dtype, self.device) {
-            (Some(dtype), Some(device)) => write!(f, " ({dtype} {:?} on {device})", self.shape),
-            (Some(dtype), None) => write!(f, " ({dtype} {:?})", self.shape),
-            (None, _) => Ok(()),
+        let Some(shape) = &self.shape else { return Ok(()) };
+        match self.kind.map(|kind| (kind, dtype_of(kind))) {
+            Some((_, Some(dtype))) => write!(f, " ({dtype} {shape:?} on ")?,
+            Some((kind, None)) => write!(f, " ({kind:?} {shape:?} on ")?,
+            None => write!(f, " (unknown type {shape:?} on ")?,
+        }
+        match self.device {
+            Some(device) => write!(f, "{device})"),
+            None => f.write_str("a device that tch has no name for)"),
         }
     }
 }

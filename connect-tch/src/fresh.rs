@@ -5,6 +5,7 @@ use connect_core::layout;
 use connect_core::{Device, Received, Region, Report, TargetMemory, TensorSpec};
 use tch::{Kind, Tensor};
 
+use crate::dtype::kind_of;
 use crate::error::{TensorError, TensorInfo, first_line};
 use crate::inspect::data_address;
 
@@ -18,40 +19,68 @@ pub(crate) enum Content {
     Zeroed,
 }
 
+/// A tensor to be made.
+pub(crate) struct Plan {
+    pub(crate) info: TensorInfo,
+    pub(crate) kind: Kind,
+    pub(crate) shape: Vec<i64>,
+    /// Follows from the two.
+    pub(crate) bytes: u64,
+}
+
+impl Plan {
+    /// The tensor that a peer describes.
+    ///
+    /// # Errors
+    /// [`TensorError::DType`], [`TensorError::Allocation`].
+    pub(crate) fn of(spec: &TensorSpec) -> Result<Self, TensorError> {
+        let (kind, bytes) = (kind_of(spec.dtype), spec.byte_len);
+        let shape: Result<Vec<i64>, _> = spec.shape.iter().map(|&dim| i64::try_from(dim)).collect();
+        let (name, device) = (spec.name.clone(), Some(Device::CPU));
+        let info = TensorInfo { name, kind, shape: shape.clone().ok(), device };
+        let Some(kind) = kind else {
+            let dtype = spec.dtype.to_string();
+            return Err(TensorError::DType { tensor: info, dtype, lacking: "tch does not have" });
+        };
+        match shape {
+            Ok(shape) => Ok(Self { info, kind, shape, bytes }),
+            Err(_) => {
+                let reason = format!("the shape {:?} is beyond libtorch's numbers", spec.shape);
+                Err(TensorError::Allocation { tensor: info, bytes, reason })
+            }
+        }
+    }
+}
+
 /// New tensors, filled one after the other.
 #[derive(Default)]
 pub(crate) struct FreshTensors {
-    tensors: Vec<(String, Tensor)>,
+    tensors: Vec<(TensorInfo, Tensor)>,
     regions: Vec<Region>,
 }
 
 impl FreshTensors {
-    /// Adds a tensor of `bytes` bytes, in pieces like the peer's, since an operation pairs them.
-    pub(crate) fn add(
-        &mut self,
-        info: &TensorInfo,
-        kind: Kind,
-        bytes: u64,
-        content: Content,
-        peer: &[u64],
-    ) -> Result<(), TensorError> {
-        let allocation = |reason: &str| {
-            let (name, reason) = (info.name.clone(), first_line(reason));
-            TensorError::Allocation { name, bytes, reason }
+    /// Adds a tensor, in pieces like the peer's, since an operation pairs them.
+    pub(crate) fn add(&mut self, plan: &Plan, content: Content, peer: &[u64]) -> Result<(), TensorError> {
+        let Plan { info, kind, shape, bytes } = plan;
+        let allocation = |reason: &str| TensorError::Allocation {
+            tensor: info.clone(),
+            bytes: *bytes,
+            reason: first_line(reason),
         };
-        let options = (kind, tch::Device::Cpu);
+        let options = (*kind, tch::Device::Cpu);
         let tensor = match content {
-            Content::Unset => Tensor::f_empty(info.shape.as_slice(), options),
-            Content::Zeroed => Tensor::f_zeros(info.shape.as_slice(), options),
+            Content::Unset => Tensor::f_empty(shape.as_slice(), options),
+            Content::Zeroed => Tensor::f_zeros(shape.as_slice(), options),
         };
         let tensor = tensor.map_err(|error| allocation(&error.to_string()))?;
         let addr = data_address(&tensor).map_err(|error| allocation(&error))?;
         // Without elements there is no region.
-        let whole: Vec<Region> = Region::new(Device::CPU, addr, bytes).into_iter().collect();
+        let whole: Vec<Region> = Region::new(Device::CPU, addr, *bytes).into_iter().collect();
         let pieces = layout::split_to_match(&whole, peer)
             .map_err(|source| TensorError::Layout { tensor: info.clone(), source })?;
         self.regions.extend(pieces);
-        self.tensors.push((info.name.clone(), tensor));
+        self.tensors.push((info.clone(), tensor));
         Ok(())
     }
 
@@ -70,33 +99,38 @@ impl FreshTensors {
         Ok(())
     }
 
-    /// The filled tensors. That a completed operation gave them back is the proof that they are.
-    pub(crate) fn filled(received: Received<Self>) -> (Vec<(String, Tensor)>, Report) {
-        for (_, tensor) in &received.memory.tensors {
-            normalise_bools(tensor);
+    /// The filled tensors, by name. That a completed operation gave them back is the proof that they are.
+    ///
+    /// # Errors
+    /// [`TensorError::NotBool`].
+    pub(crate) fn filled(received: Received<Self>) -> Result<(Vec<(String, Tensor)>, Report), TensorError> {
+        for (info, tensor) in &received.memory.tensors {
+            check_bools(info, tensor)?;
         }
-        (received.memory.tensors, received.report)
+        let tensors = received.memory.tensors.into_iter().map(|(info, tensor)| (info.name, tensor));
+        Ok((tensors.collect(), received.report))
     }
 }
 
-/// Makes every byte of a `Bool` tensor 0 or 1: a peer may have sent others, which libtorch would hand out as
-/// Rust's `bool`s.
-fn normalise_bools(tensor: &Tensor) {
+/// Refuses a `Bool` tensor with a byte that is neither 0 nor 1: libtorch would hand it out as one of Rust's
+/// `bool`s, which must not have any other.
+fn check_bools(info: &TensorInfo, tensor: &Tensor) -> Result<(), TensorError> {
     if tensor.kind() != Kind::Bool || tensor.numel() == 0 {
-        return;
+        return Ok(());
     }
     // SAFETY: a fresh tensor is contiguous, on the CPU, and has one byte for each of its elements; the
     // operation has given it back, and this is its only handle.
-    let bytes = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), tensor.numel()) };
-    for byte in bytes {
-        *byte = u8::from(*byte != 0);
+    let bytes = unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), tensor.numel()) };
+    match bytes.iter().find(|&&byte| byte > 1) {
+        Some(&byte) => Err(TensorError::NotBool { tensor: info.clone(), byte }),
+        None => Ok(()),
     }
 }
 
 // SAFETY: each region is the memory of one of the tensors, which libtorch allocated for exactly these bytes:
 // `bytes` follows from the same dtype and shape. The handles here are the only ones, and are not used while
 // the operation has them; moving them does not move the storage; numbers take any bit pattern, and
-// booleans are made valid before anybody gets the tensor (`filled`).
+// booleans are checked before anybody gets the tensor (`filled`).
 unsafe impl TargetMemory for FreshTensors {
     fn regions(&mut self) -> Vec<Region> {
         self.regions.clone()

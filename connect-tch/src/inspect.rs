@@ -10,15 +10,17 @@
 
 use std::ffi::{CStr, c_void};
 
-use connect_core::layout::{self, LayoutError};
-use connect_core::{DType, Device, Region, SourceMemory};
+use connect_core::layout::{self, LayoutError, Run};
+use connect_core::{DType, Device, Digest, Region, SourceMemory};
 use tch::Tensor;
 
+use crate::device;
 use crate::dtype::dtype_of;
 use crate::error::{TensorError, TensorInfo, first_line};
 
 /// What a peer must know of a tensor.
 pub(crate) struct Facts {
+    pub(crate) info: TensorInfo,
     pub(crate) dtype: DType,
     pub(crate) shape: Vec<u64>,
     pub(crate) pieces: usize,
@@ -40,13 +42,27 @@ impl TensorSource {
         let (info, dtype) = check(name, tensor)?;
         // Not a shallow clone: that is the same tensor object, whose `set_data` exchanges the storage.
         let keep = tensor.f_detach().map_err(|error| torch(&info, &error.to_string()))?;
-        let regions = regions(&keep, &info, dtype)?;
-        let shape = info.shape.iter().map(|&dim| u64::try_from(dim)).collect::<Result<_, _>>();
+        let regions = regions(&info, &view(&keep, &info, dtype)?)?;
+        let shape = info.shape.iter().flatten().map(|&dim| u64::try_from(dim)).collect::<Result<_, _>>();
         let shape = shape.map_err(|_| torch(&info, "a negative dimension"))?;
-        let facts = Facts { dtype, shape, pieces: regions.len() };
+        let facts = Facts { info, dtype, shape, pieces: regions.len() };
         self.tensors.push(keep);
         self.regions.extend(regions);
         Ok(facts)
+    }
+
+    /// The digest of the last tensor that was added, which has this many pieces.
+    ///
+    /// # Safety
+    /// As [`add`](Self::add), which it came by.
+    pub(crate) unsafe fn digest(&self, pieces: usize) -> Digest {
+        let bytes = |region: &Region| {
+            let start = std::ptr::with_exposed_provenance::<u8>(region.addr() as usize);
+            // SAFETY: the region is memory of the tensor that was added last and is kept here; the caller promises that
+            // nobody writes to it.
+            unsafe { std::slice::from_raw_parts(start, region.len() as usize) }
+        };
+        Digest::of_pieces(self.regions[self.regions.len() - pieces..].iter().map(bytes))
     }
 
     /// Cuts the pieces where the peer's end, since an operation pairs them.
@@ -119,67 +135,105 @@ unsafe extern "C" {
     fn free(memory: *mut c_void);
 }
 
-/// Refuses what has no dense memory on the CPU. The order matters: see the module.
-fn check(name: &str, tensor: &Tensor) -> Result<(TensorInfo, DType), TensorError> {
+/// Refuses what has no dense memory within reach. The order matters: see the module.
+pub(crate) fn check(name: &str, tensor: &Tensor) -> Result<(TensorInfo, DType), TensorError> {
     let mut info = TensorInfo { name: name.to_owned(), ..TensorInfo::default() };
     let unsupported = |info: &TensorInfo, reason| TensorError::Unsupported { tensor: info.clone(), reason };
     if !tensor.defined() {
         return Err(unsupported(&info, "it is undefined; assign it first"));
     }
-    // tch has no names for some kinds (uint16 and the like): those are errors here.
-    let kind = tensor.f_kind().map_err(|error| torch(&info, &error.to_string()))?;
-    info.shape =
-        shape(tensor).map_err(|_| unsupported(&info, "it has no plain shape; send its parts one by one"))?;
-    info.device = match tensor.device() {
-        tch::Device::Cpu => Some(Device::CPU),
-        tch::Device::Cuda(id) => u32::try_from(id).ok().map(Device::cuda),
-        // tch says `Mps` for every device it does not know.
-        _ => None,
+    info.device = device::device_of(tensor);
+    // tch has no names for some kinds (uint16 and the like): asking for those is an error.
+    info.kind = tensor.f_kind().ok();
+    info.shape = shape(tensor).ok();
+    if info.shape.is_none() {
+        return Err(unsupported(&info, "it is nested, without one shape; send its parts one by one"));
+    }
+    let Some(kind) = info.kind else {
+        let (dtype, lacking) = ("unknown to tch".to_owned(), "can't be named to a peer");
+        return Err(TensorError::DType { tensor: info, dtype, lacking });
     };
     if matches!(kind, tch::Kind::QInt8 | tch::Kind::QUInt8 | tch::Kind::QInt32) {
         return Err(unsupported(&info, "it is quantised; send `int_repr()` and its scales"));
     }
-    info.dtype = dtype_of(kind);
-    let dtype = info.dtype.ok_or_else(|| TensorError::DType {
-        name: name.to_owned(),
+    if tensor.is_sparse() {
+        return Err(unsupported(&info, "it is sparse (COO); call `to_dense` first, or send its parts"));
+    }
+    if tensor.is_mkldnn() {
+        return Err(unsupported(&info, "it is in oneDNN's own layout (mkldnn); call `to_dense` first"));
+    }
+    device::check(&info)?;
+    let dtype = dtype_of(kind).ok_or_else(|| TensorError::DType {
+        tensor: info.clone(),
         dtype: format!("{kind:?}"),
         lacking: "the wire format has no name for",
     })?;
-    if info.device != Some(Device::CPU) {
-        return Err(unsupported(&info, "it is not in CPU memory; call `to_device(Device::Cpu)` first"));
+    if tensor.f_is_conj().unwrap_or(true) {
+        return Err(unsupported(&info, "it is conjugated lazily; call `resolve_conj` first"));
     }
-    if tensor.is_sparse() || tensor.is_mkldnn() {
-        return Err(unsupported(&info, "it is sparse or in an opaque layout; call `to_dense` first"));
-    }
-    if tensor.f_is_conj().unwrap_or(true) || tensor.f_is_neg().unwrap_or(true) {
-        return Err(unsupported(
-            &info,
-            "it is conjugated or negated lazily; call `resolve_conj` and `resolve_neg`",
-        ));
+    if tensor.f_is_neg().unwrap_or(true) {
+        return Err(unsupported(&info, "it is negated lazily; call `resolve_neg` first"));
     }
     Ok((info, dtype))
 }
 
-/// The pieces of a dense tensor. The address fails for the sparse layouts that tch does not report as such.
-fn regions(tensor: &Tensor, info: &TensorInfo, dtype: DType) -> Result<Vec<Region>, TensorError> {
-    let unsupported = |reason| TensorError::Unsupported { tensor: info.clone(), reason };
-    let addr =
-        data_address(tensor).map_err(|_| unsupported("it has no dense memory; call `to_dense` first"))?;
-    let refused = |source| TensorError::Layout { tensor: info.clone(), source };
-    let dims: Vec<usize> = info.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).collect();
-    let strides = strides(tensor).map_err(|_| unsupported("it has no strides; call `to_dense` first"))?;
-    let strides: Vec<isize> = strides.into_iter().map(|stride| stride as isize).collect();
-    let bytes = dtype.bits() as usize / 8;
-    // The address is that of the first element already.
-    let runs = layout::contiguous_runs(&dims, &strides, 0).map_err(refused)?;
-    layout::check_fragmentation(&runs, bytes).map_err(refused)?;
-    if addr == 0 && !runs.is_empty() {
-        return Err(unsupported("it has no memory behind it; call `contiguous` or `clone` first"));
-    }
-    // libtorch checked the view against its storage when it was made.
-    layout::regions(Device::CPU, addr, usize::MAX, &runs, bytes).map_err(refused)
+/// What a dense tensor's view is made of.
+pub(crate) struct View {
+    /// Where its first element is; null where there is none.
+    addr: u64,
+    element_bytes: usize,
+    /// From there, in elements.
+    pub(crate) runs: Vec<Run>,
 }
 
-fn torch(info: &TensorInfo, message: &str) -> TensorError {
+impl View {
+    /// How many bytes it shows.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.runs.iter().map(|run| (run.len * self.element_bytes) as u64).sum()
+    }
+}
+
+/// The view of a dense tensor.
+pub(crate) fn view(tensor: &Tensor, info: &TensorInfo, dtype: DType) -> Result<View, TensorError> {
+    let unsupported = |reason| TensorError::Unsupported { tensor: info.clone(), reason };
+    // Both fail for the sparse layouts that tch does not report as such.
+    let addr = data_address(tensor).map_err(|_| unsupported(not_dense(tensor)))?;
+    let strides = strides(tensor).map_err(|_| unsupported(not_dense(tensor)))?;
+    let strides: Vec<isize> = strides.into_iter().map(|stride| stride as isize).collect();
+    let dims = info.shape.iter().flatten();
+    let dims: Vec<usize> = dims.map(|&dim| usize::try_from(dim).unwrap_or(0)).collect();
+    // The address is that of the first element already.
+    let runs = layout::contiguous_runs(&dims, &strides, 0).map_err(|source| refused(info, source))?;
+    if addr == 0 && !runs.is_empty() {
+        return Err(unsupported("it is all zeros without memory behind them; send a new tensor (`zeros`)"));
+    }
+    Ok(View { addr, element_bytes: dtype.bits() as usize / 8, runs })
+}
+
+/// The pieces of memory that a view shows.
+pub(crate) fn regions(info: &TensorInfo, view: &View) -> Result<Vec<Region>, TensorError> {
+    let View { addr, element_bytes, runs } = view;
+    layout::check_fragmentation(runs, *element_bytes).map_err(|source| refused(info, source))?;
+    // libtorch checked the view against its storage when it was made.
+    layout::regions(Device::CPU, *addr, usize::MAX, runs, *element_bytes)
+        .map_err(|source| refused(info, source))
+}
+
+/// Why a tensor has no address.
+fn not_dense(tensor: &Tensor) -> &'static str {
+    if tensor.f_crow_indices().is_ok() {
+        "it is sparse (CSR or BSR); call `to_dense` first, or send its parts"
+    } else if tensor.f_ccol_indices().is_ok() {
+        "it is sparse (CSC or BSC); call `to_dense` first, or send its parts"
+    } else {
+        "it has no dense memory; call `to_dense` first"
+    }
+}
+
+pub(crate) fn refused(info: &TensorInfo, source: LayoutError) -> TensorError {
+    TensorError::Layout { tensor: info.clone(), source }
+}
+
+pub(crate) fn torch(info: &TensorInfo, message: &str) -> TensorError {
     TensorError::Torch { tensor: info.clone(), reason: first_line(message) }
 }

@@ -26,41 +26,50 @@
 //! | offer a tensor, or a view of one | [`TensorExt::send_readable`], `unsafe` |
 //! | offer many tensors as one operation | [`send_tensors`], `unsafe` |
 //! | read what a peer offers, into new tensors | [`recv_new`] |
+//! | both, and know that every byte is as it was sent | [`send_tensors_with_digests`], `unsafe`, and [`recv_verified`] |
+//! | read what a peer offers, into an existing tensor | [`TensorExt::recv_into`], `unsafe` |
 //! | have a peer write into a new tensor | [`recv_writable`] |
 //! | write a tensor into a peer's memory | [`TensorExt::send_into`], `unsafe` |
+//! | receive into blocks of a shared pool | [`TensorExt::recv_into_unlocked`], `unsafe` |
 //!
-//! # Why sending is unsafe
+//! # What is unsafe, and why
 //! A libtorch tensor has no lock and any number of handles, and every one of them may write to the storage or
 //! move it (`resize_`) in safe code. This library can keep the storage alive, and does; that nobody changes
-//! it while a peer reads is a promise that only the caller can make. Receiving is safe: a new tensor has no
-//! other handle before every byte has arrived.
+//! it while a peer reads is a promise that only the caller can make, and so is that nobody uses it while it is
+//! received into. Receiving a new tensor is safe: it has no other handle before every byte has arrived.
 //!
 //! # What can be sent
 //! Dense CPU tensors of the element types both sides know, whole or views in not too many pieces. Anything
-//! else is a [`TensorError`] that names the remedy, never a panic.
+//! else is a [`TensorError`] that names the remedy, never a panic: sparse tensors of every layout, quantised,
+//! nested and oneDNN ones, lazy conjugates and negatives, zeros without memory, other devices, and element types
+//! that tch or the wire have no name for. `Bool` tensors that arrive are checked: a byte that is neither 0 nor 1 is
+//! [`TensorError::NotBool`].
 //!
 //! # Linking
-//! A program that uses this crate needs libtorch at run time. A library can't pass an rpath on, so set one in
-//! the program's own `.cargo/config.toml`, or set `LD_LIBRARY_PATH`:
-//! ```toml
-//! [env]
-//! LIBTORCH = "/path/to/site-packages/torch"
-//! [target.x86_64-unknown-linux-gnu]
-//! rustflags = ["-C", "link-arg=-Wl,-rpath,/path/to/site-packages/torch/lib"]
+//! A program that uses this crate needs libtorch at run time. A library can't pass an rpath on, but tells the build
+//! scripts of those who depend on it where libtorch is. In the program's own `build.rs`:
+//! ```text
+//! let libtorch = std::env::var("DEP_CONNECT_TCH_LIBTORCH_LIB").expect("connect-tch is a direct dependency");
+//! println!("cargo:rustc-link-arg=-Wl,-rpath,{libtorch}");
 //! ```
+//! The README has all that a project needs.
 
+mod device;
 mod dtype;
 mod error;
+mod ext;
 mod fresh;
 mod inspect;
 mod recv;
 mod send;
+mod target;
 
 pub use connect_core::{ReadableTensor, ReadableTensors};
 pub use dtype::{dtype_of, kind_of};
-pub use error::{TensorError, TensorInfo};
-pub use recv::{WritableTensor, recv_new, recv_writable};
-pub use send::{TensorExt, send_tensors};
+pub use error::{ReceivedTensor, TensorError, TensorInfo};
+pub use ext::TensorExt;
+pub use recv::{recv_new, recv_verified, recv_writable};
+pub use send::{send_tensors, send_tensors_with_digests};
 
 /// An operation of this crate that has begun: await it, or call [`wait`](connect_core::Task::wait) to block.
 /// Dropping it ends the operation.
@@ -68,3 +77,6 @@ pub type Pending<T> = connect_core::Task<T, TensorError>;
 
 /// The tensors of one receive, by name.
 pub type NamedTensors = connect_core::NamedTensors<tch::Tensor>;
+
+/// Memory for a new tensor, which one peer may write. Made by [`recv_writable`].
+pub type WritableTensor = connect_core::WritableTensor<tch::Tensor, TensorError>;

@@ -28,6 +28,7 @@ examples! {
     many_transfers_run_side_by_side: "07_async";
     a_sender_pushes: "08_push";
     senders_push_into_a_pool: "10_pool";
+    a_checkpoint_moves_from_file_to_file: "12_checkpoint";
 }
 
 /// With NIXL and the original at hand, it also talks to Python.

@@ -47,6 +47,10 @@ pub const TARGETS: &[Target] = &[
     Target { name: "local_frames", run: local::fuzz::frames },
     Target { name: "local_server", run: local::fuzz::server },
     Target { name: "local_client", run: local::fuzz::client },
+    #[cfg(feature = "safetensors")]
+    Target { name: "checkpoint_header", run: crate::checkpoint::fuzz::header },
+    #[cfg(feature = "safetensors")]
+    Target { name: "checkpoint_manifest", run: crate::checkpoint::fuzz::manifest },
 ];
 
 /// An error's text ends up in logs: one line, and no longer than a few names.

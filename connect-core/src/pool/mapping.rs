@@ -43,7 +43,7 @@ impl Mapping {
     ///
     /// # Panics
     /// The range is not within the mapping.
-    pub(super) unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
+    pub(crate) unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
         let (start, len) = self.part(range);
         // SAFETY: the bytes are within the mapping, which lives as long as `self`, and were zeroed by the kernel; the
         // caller sees to the rest.
@@ -56,7 +56,7 @@ impl Mapping {
     /// # Panics
     /// The range is not within the mapping.
     #[expect(clippy::mut_from_ref, reason = "who may have which bytes is what the callers keep track of")]
-    pub(super) unsafe fn bytes_mut(&self, range: Range<usize>) -> &mut [u8] {
+    pub(crate) unsafe fn bytes_mut(&self, range: Range<usize>) -> &mut [u8] {
         let (start, len) = self.part(range);
         // SAFETY: as for `bytes`.
         unsafe { std::slice::from_raw_parts_mut(start, len) }

@@ -1,6 +1,7 @@
 //! [`Digest`]: what a tensor's bytes hash to, so that a receiver can tell whether it has what was sent.
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 
 use data_encoding::HEXLOWER;
@@ -58,6 +59,16 @@ impl Digest {
         }
         Self(*hasher.finalize().as_bytes())
     }
+
+    /// The digest of all that can be read.
+    ///
+    /// # Errors
+    /// Those of the reader.
+    pub fn of_reader(reader: impl io::Read) -> io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(reader)?;
+        Ok(Self(*hasher.finalize().as_bytes()))
+    }
 }
 
 impl fmt::Display for Digest {
@@ -95,7 +106,9 @@ impl Serialize for Digest {
 /// What arrived is not what was sent. The bytes were changed on their way, or the sender's memory was, after
 /// its digest was taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("tensor {name:?} is not what was sent: its bytes hash to {found}, the envelope says {expected}")]
+#[error(
+    "tensor {name:?} is not what was sent: its bytes hash to {found} instead of {expected}; have it sent again"
+)]
 #[non_exhaustive]
 pub struct DigestMismatch {
     /// Which tensor.

@@ -25,6 +25,8 @@ pub use descriptor::SerializedDescriptor;
 pub use digest::{Digest, DigestMismatch};
 pub use envelope::{ENVELOPE_VERSION, MAX_ENVELOPE_BYTES, MAX_TENSORS, TensorEnvelope};
 pub use error::MetadataError;
+#[cfg(feature = "safetensors")]
+pub(crate) use json::{parse, quoted};
 pub use media::{MEDIA_TENSOR_NAME, MediaDescriptor};
 pub(crate) use metadata::encode_blob;
 pub use metadata::{MAX_DOCUMENT_BYTES, MAX_NOTIFICATION_KEY_BYTES, RdmaMetadata};

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: what CI runs.
 
+mod fresh;
 mod licences;
 mod package;
 mod reasons;
@@ -69,6 +70,12 @@ pub(crate) const STEPS: &[Step] = &[
         run: test_nixl,
     },
     Step { name: "test-tch", what: "tests of connect-tch", needs: &[Group::Torch], run: test_tch },
+    Step {
+        name: "fresh-tch",
+        what: "a new project builds and runs by connect-tch's README",
+        needs: &[Group::Torch],
+        run: |_| fresh::check(),
+    },
     Step {
         name: "package",
         what: "the library crates package and build from it",
@@ -146,7 +153,8 @@ fn test_nixl(outcome: &mut Outcome) -> Result<()> {
 }
 
 fn test_tch(outcome: &mut Outcome) -> Result<()> {
-    counted(&mut tests(&["--package", "connect-tch"]), outcome)
+    counted(&mut tests(&["--package", "connect-tch"]), outcome)?;
+    process::run(cargo("run").args(["--locked", "--package", "connect-tch", "--example", "11_tch_tensor"]))
 }
 
 fn tests(selection: &[&str]) -> Command {

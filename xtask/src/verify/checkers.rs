@@ -15,15 +15,19 @@ const ABANDONS: &str = "a_panic_in_the_transport";
 /// The test that watches resident memory, of which the sanitizer keeps what was freed.
 const COUNTS_MEMORY: &str = "nothing_is_left_behind";
 
+/// The test of connect-candle that does.
+const COSTS_MEMORY: &str = "a_received_tensor_costs";
+
 /// What of connect-core works with threads and memory; the rest is plain data, and slow under valgrind.
 const THREADED: [&str; 4] = ["transport::local", "driver::", "op::", "memory::"];
 
-/// AddressSanitizer, which also finds leaks, over connect-core and the embedded transport between processes.
+/// AddressSanitizer, which also finds leaks, over connect-core, the embedded transport between processes, and the
+/// adapters.
 ///
 /// `-Z` options belong to nightly compilers; the sanitizer's runtime comes with the stable one too, and
 /// `RUSTC_BOOTSTRAP` lets it be used.
 pub(super) fn asan(outcome: &mut Outcome) -> Result<()> {
-    let core = ["--package", "connect-core", "--lib"];
+    let core = ["--package", "connect-core", "--lib", "--features", "safetensors"];
     counted(asan_test().args(core).args(["--", "--skip", ABANDONS]), outcome)?;
     let embedded = [
         "--test",
@@ -45,7 +49,11 @@ pub(super) fn asan(outcome: &mut Outcome) -> Result<()> {
             COUNTS_MEMORY,
         ]),
         outcome,
-    )
+    )?;
+    // The sanitizer keeps what was freed, and this watches resident memory, too.
+    let candle = ["--package", "connect-candle", "--tests", "--", "--skip", COSTS_MEMORY];
+    counted(asan_test().args(candle), outcome)?;
+    counted(asan_test().args(["--package", "connect-tch", "--tests"]), outcome)
 }
 
 fn asan_test() -> Command {
@@ -53,6 +61,8 @@ fn asan_test() -> Command {
     // A target of its own name keeps build scripts, which need no watching, out of it.
     cargo.args(["--locked", "--target", host(), "--target-dir", "target/asan"]);
     cargo.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zsanitizer=address");
+    // More memory than there is must be refused by what is tested, and not by the sanitizer.
+    cargo.env("ASAN_OPTIONS", "allocator_may_return_null=1");
     cargo
 }
 

@@ -66,8 +66,8 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "loom", what: "every interleaving of the hand-offs", needs: &[], run: checkers::loom },
     Step {
         name: "asan",
-        what: "the embedded transport under AddressSanitizer",
-        needs: &[],
+        what: "the embedded transport and the adapters under AddressSanitizer",
+        needs: &[Group::Torch],
         run: checkers::asan,
     },
     Step { name: "valgrind", what: "what has threads under valgrind", needs: &[], run: checkers::valgrind },

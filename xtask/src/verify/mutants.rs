@@ -102,8 +102,14 @@ fn command(tree: &Path, mutant: &Mutant) -> Command {
     let mut cargo = cargo("test");
     cargo.current_dir(tree).args(["--locked", "--package", mutant.package]);
     cargo.args(mutant.target).env("CARGO_TARGET_DIR", layout::root().join("target/mutants/target"));
-    if mutant.package != "connect-candle" {
-        cargo.args(["--features", "nixl"]);
+    match mutant.package {
+        "connect-candle" | "connect-tch" => {}
+        "connect-core" => {
+            cargo.args(["--features", "nixl,safetensors"]);
+        }
+        _ => {
+            cargo.args(["--features", "nixl"]);
+        }
     }
     require_peers(&mut cargo);
     cargo

@@ -26,6 +26,7 @@ const AGENT: &str = "connect-core/src/transport/nixl/agent.rs";
 const MOVING: &str = "connect-core/src/transport/nixl/moving.rs";
 const GRANT: &str = "connect-core/src/transport/local/grant.rs";
 const STATE: &str = "connect-core/src/op/state.rs";
+const PART: &str = "connect-core/src/checkpoint/part.rs";
 const LIB: &[&str] = &["--lib"];
 
 /// All of them.
@@ -423,5 +424,89 @@ pub(super) const MUTANTS: &[Mutant] = &[
         package: "connect-tests",
         target: &["--test", "original_defects"],
         test: "d14_peer_killed_is_a_typed_error_and_status_is_final",
+    },
+    Mutant {
+        of: "checkpoint",
+        what: "a tensor is received by two operations at once",
+        edits: &[Edit {
+            file: PART,
+            find: "tensors.iter().find(|&&at| states[at] == State::InFlight)",
+            replace: "tensors.iter().find(|&&at| at > states.len())",
+        }],
+        package: "connect-core",
+        target: LIB,
+        test: "checkpoint::tests::download::a_tensor_is_received_by_one_operation_at_a_time",
+    },
+    Mutant {
+        of: "checkpoint",
+        what: "what arrived is not compared with its digest",
+        edits: &[Edit {
+            file: PART,
+            find: "if found != expected {",
+            replace: "if found != expected && place.end == 0 {",
+        }],
+        package: "connect-core",
+        target: LIB,
+        test: "checkpoint::tests::download::bytes_that_are_not_what_was_promised_do_not_count_as_there",
+    },
+    Mutant {
+        of: "checkpoint",
+        what: "what was left is taken over unseen",
+        edits: &[Edit {
+            file: PART,
+            find: "digest_of(&file, place).map_err(io(\"reading\"))? == digest",
+            replace: "digest == digest",
+        }],
+        package: "connect-core",
+        target: LIB,
+        test: "checkpoint::tests::download::an_interrupted_download_goes_on_with_what_it_can_verify",
+    },
+    Mutant {
+        of: "checkpoint",
+        what: "a file that was changed is offered",
+        edits: &[Edit {
+            file: "connect-core/src/checkpoint/serve.rs",
+            find: "        self.checkpoint.check_unchanged()?;\n",
+            replace: "",
+        }],
+        package: "connect-core",
+        target: LIB,
+        test: "checkpoint::tests::files::a_file_that_was_changed_is_not_offered_and_its_copy_still_is",
+    },
+    Mutant {
+        of: "checkpoint",
+        what: "an index names files anywhere",
+        edits: &[Edit {
+            file: "connect-core/src/checkpoint/index.rs",
+            find: "if !is_plain || ",
+            replace: "if !is_plain && ",
+        }],
+        package: "connect-core",
+        target: LIB,
+        test: "checkpoint::tests::files::files_of_an_index_are_one_checkpoint_and_a_folder_is_searched_for_it",
+    },
+    Mutant {
+        of: "libtorch",
+        what: "bytes that are no truth values are handed out",
+        edits: &[Edit {
+            file: "connect-tch/src/fresh.rs",
+            find: "|&&byte| byte > 1",
+            replace: "|&&byte| byte > 254",
+        }],
+        package: "connect-tch",
+        target: &["--test", "refusals"],
+        test: "truth_values_that_are_none_are_refused_however_they_come",
+    },
+    Mutant {
+        of: "libtorch",
+        what: "a tensor's storage is kept by the same tensor object",
+        edits: &[Edit {
+            file: "connect-tch/src/inspect.rs",
+            find: "tensor.f_detach().map_err(|error| torch(&info, &error.to_string()))?",
+            replace: "tensor.shallow_clone()",
+        }],
+        package: "connect-tch",
+        target: &["--test", "tensors"],
+        test: "an_offer_keeps_the_storage_alive_when_every_handle_is_gone_or_points_elsewhere",
     },
 ];

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Event {
     /// The receiver can be given offers.
     Ready,
-    /// The sender has the checkpoint in memory.
+    /// The sender has opened the checkpoint.
     Loaded { tensors: usize, bytes: u64, offers: usize },
     /// The sender offers some tensors.
     Offer { envelope: serde_json::Value },

@@ -1,7 +1,7 @@
 //! `demo`: a checkpoint moves from one process to another, tensor by tensor, and every byte is checked.
 //!
-//! The first process loads a safetensors checkpoint into Candle tensors and offers them. The second reads
-//! them into new Candle tensors (with `--python`: a Python worker that uses `dynamo.nixl_connect`, into torch
+//! The first process serves a safetensors checkpoint from disk, without loading it. The second reads
+//! it into new Candle tensors (with `--python`: a Python worker that uses `dynamo.nixl_connect`, into torch
 //! tensors) and compares them with the file. This program starts both, carries their metadata, and reports.
 
 mod checkpoint;

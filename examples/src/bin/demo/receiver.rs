@@ -1,24 +1,21 @@
 //! The second process: reads what is offered into new Candle tensors, and compares them with the file.
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use connect_candle::recv_new;
 use connect_core::TensorEnvelope;
+use connect_core::checkpoint::Checkpoint;
 use connect_examples::TransportChoice;
-use memmap2::Mmap;
-use safetensors::{SafeTensors, View};
+use safetensors::View;
 
 use crate::lines::{Event, resident_mb, say};
 
 pub(crate) fn run(file: &Path, transport: TransportChoice) -> Result<()> {
     let connector = connect_examples::connector(transport, Duration::from_secs(60))?;
-    // SAFETY: the demo's own file, or one that its user names and does not change meanwhile.
-    let map = unsafe { Mmap::map(&File::open(file)?) }?;
-    let original = SafeTensors::deserialize(&map)?;
+    let original = Checkpoint::open(file)?;
     let mut received = Vec::new();
     say(&Event::Ready)?;
     for line in io::stdin().lines() {
@@ -34,9 +31,12 @@ pub(crate) fn run(file: &Path, transport: TransportChoice) -> Result<()> {
         let seconds = connected.elapsed().as_secs_f64();
 
         for (name, tensor) in &tensors {
-            let expected = original.tensor(name)?;
-            ensure!(tensor.dims() == expected.shape(), "{name} has another shape");
-            ensure!(tensor.data() == expected.data(), "{name} arrived with other bytes");
+            // Dtype and shape came in the envelope, which is the sender's word; the file has the last one.
+            let expected = original.tensors().find(|expected| expected.name == *name);
+            let expected = expected.with_context(|| format!("the file has no {name}"))?;
+            let dims = tensor.dims().iter().map(|&dim| dim as u64);
+            ensure!(dims.eq(expected.shape.iter().copied()), "{name} has another shape");
+            ensure!(tensor.data()[..] == original.read(name)?, "{name} arrived with other bytes");
         }
         let report = tensors.report();
         say(&Event::Received {
