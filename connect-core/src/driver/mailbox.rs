@@ -1,14 +1,11 @@
-//! [`Mailbox`]: where messages from peers wait for those who asked for them.
+//! [`Mailbox`]: to whom messages from peers go.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Who a message is for: the first bytes of it.
 pub(crate) type Address = [u8; 16];
-
-/// Messages that wait for one owner, who is slow. More are dropped: whoever depends on one says it again.
-const MAX_WAITING: usize = 4096;
 
 /// The owners of one connector.
 #[derive(Default)]
@@ -18,28 +15,24 @@ pub(crate) struct Mailbox {
     expecting: AtomicUsize,
 }
 
-/// One owner's messages.
+/// Keeps an owner's address. What it does with a message is quick: the driver does it.
 pub(crate) struct Inbox {
-    letters: Mutex<VecDeque<Letter>>,
-    /// Called after each arrival.
-    wake: Box<dyn Fn() + Send + Sync>,
-}
-
-/// A message, and who sent it as far as the transport knows.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Letter {
-    pub(crate) from: String,
-    pub(crate) body: Vec<u8>,
+    /// Takes a message, and who sent it as far as the transport knows; says whether there was room.
+    take: Box<dyn Fn(String, &[u8]) -> bool + Send + Sync>,
 }
 
 /// While it lives, the driver looks for messages as often as for the end of an offer.
 pub(crate) struct Expecting(Arc<Mailbox>);
 
 impl Mailbox {
-    /// Opens an inbox. It is closed by dropping it.
-    pub(crate) fn open(&self, address: Address, wake: impl Fn() + Send + Sync + 'static) -> Arc<Inbox> {
-        let inbox = Arc::new(Inbox { letters: Mutex::default(), wake: Box::new(wake) });
-        let mut owners = lock(&self.owners);
+    /// Gives an owner its messages, until the inbox is dropped.
+    pub(crate) fn open(
+        &self,
+        address: Address,
+        take: impl Fn(String, &[u8]) -> bool + Send + Sync + 'static,
+    ) -> Arc<Inbox> {
+        let inbox = Arc::new(Inbox { take: Box::new(take) });
+        let mut owners = self.owners();
         owners.retain(|_, owner| owner.strong_count() > 0);
         owners.insert(address, Arc::downgrade(&inbox));
         inbox
@@ -55,24 +48,16 @@ impl Mailbox {
         self.expecting.load(Ordering::Relaxed) > 0
     }
 
-    /// Puts a message into its owner's inbox; says whether there was room and an owner.
+    /// Gives a message to its owner; says whether there was one, with room for it.
     pub(crate) fn deliver(&self, from: String, message: &[u8]) -> bool {
         let Some((address, body)) = message.split_first_chunk() else { return false };
-        let Some(inbox) = lock(&self.owners).get(address).and_then(Weak::upgrade) else { return false };
-        let mut letters = lock(&inbox.letters);
-        if letters.len() >= MAX_WAITING {
-            return false;
-        }
-        letters.push_back(Letter { from, body: body.to_vec() });
-        drop(letters);
-        (inbox.wake)();
-        true
+        let inbox = self.owners().get(address).and_then(Weak::upgrade);
+        inbox.is_some_and(|inbox| (inbox.take)(from, body))
     }
-}
 
-impl Inbox {
-    pub(crate) fn take(&self) -> Option<Letter> {
-        lock(&self.letters).pop_front()
+    /// A poisoned lock means a panic between plain assignments; the map is whole.
+    fn owners(&self) -> MutexGuard<'_, HashMap<Address, Weak<Inbox>>> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -82,31 +67,25 @@ impl Drop for Expecting {
     }
 }
 
-/// A poisoned lock means a panic between plain assignments; what it guards is whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_message_reaches_its_owner_and_nobody_else_and_not_too_many_wait() {
+    fn a_message_reaches_its_owner_and_nobody_else() {
         let mailbox = Arc::new(Mailbox::default());
-        let woken = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&woken);
-        let mine = mailbox.open([1; 16], move || {
-            count.fetch_add(1, Ordering::Relaxed);
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let ears = Arc::clone(&heard);
+        let mine = mailbox.open([1; 16], move |from, body| {
+            ears.lock().unwrap().push((from, body.to_vec()));
+            body != b"full"
         });
-        let other = mailbox.open([2; 16], || {});
+        let _other = mailbox.open([2; 16], |_, _| panic!("nothing is for it"));
         assert!(mailbox.deliver("a".to_owned(), &[&[1; 16][..], b"hello"].concat()));
+        assert!(!mailbox.deliver("a".to_owned(), &[&[1; 16][..], b"full"].concat()));
         assert!(!mailbox.deliver("a".to_owned(), &[3; 20]), "there is no such owner");
         assert!(!mailbox.deliver("a".to_owned(), &[1; 15]), "nor a whole address");
-        assert_eq!(mine.take(), Some(Letter { from: "a".to_owned(), body: b"hello".to_vec() }));
-        assert_eq!((mine.take(), other.take(), woken.load(Ordering::Relaxed)), (None, None, 1));
-        let sent = (0..MAX_WAITING + 10).filter(|_| mailbox.deliver(String::new(), &[1; 16])).count();
-        assert_eq!(sent, MAX_WAITING);
+        assert_eq!(heard.lock().unwrap()[0], ("a".to_owned(), b"hello".to_vec()));
         drop(mine);
         assert!(!mailbox.deliver(String::new(), &[1; 16]));
         let expecting = mailbox.expect();

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
@@ -28,12 +28,16 @@ const LOOK: Duration = Duration::from_millis(5);
 /// How long a delivered hand-off may wait for the transport to say so, too, before that is told.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// Letters that wait to be read. More are dropped: whoever depends on one says it again.
+const MAX_UNREAD: usize = 4096;
+
 /// What its callers ask of the thread, and what happens to it.
 pub(super) enum Input {
     /// The last handle is gone.
     End,
-    /// There are letters.
-    Mail,
+    /// A peer says something. In one queue with what callers ask, so that nobody speaks for a hand-off before it is
+    /// known here.
+    Mail(Vec<u8>),
     /// A peer's card.
     Meet(String, RemoteBlocks),
     /// A hand-off of ours begins.
@@ -74,6 +78,7 @@ pub(super) struct Offered {
 pub(super) struct Node {
     inputs: Mutex<VecDeque<Input>>,
     changed: Condvar,
+    unread: AtomicUsize,
     pub(super) pushing: Mutex<Pushing>,
     pub(super) counters: Counters,
 }
@@ -124,22 +129,28 @@ impl Node {
         let node = Arc::new(Self {
             inputs: Mutex::default(),
             changed: Condvar::new(),
+            unread: AtomicUsize::new(0),
             pushing: Mutex::default(),
             counters: Counters::default(),
         });
         let weak = Arc::downgrade(&node);
-        let wake = move || {
-            if let Some(node) = weak.upgrade() {
-                node.send(Input::Mail);
+        let take = move |from: String, body: &[u8]| {
+            let Some(node) = weak.upgrade() else { return false };
+            if node.unread.load(Ordering::Relaxed) >= MAX_UNREAD {
+                tracing::debug!(from, "a letter was dropped; too many wait");
+                return false;
             }
+            node.unread.fetch_add(1, Ordering::Relaxed);
+            node.send(Input::Mail(body.to_vec()));
+            true
         };
-        let letters = pool.connector().mailbox().open(pool.address(), wake);
+        let letters = pool.connector().mailbox().open(pool.address(), take);
         let runner = Runner {
             owner: Owner::new(config.lease),
             taker: Taker::default(),
             pushes: Pushes::default(),
             node: Arc::clone(&node),
-            letters,
+            _letters: letters,
             engine: pool.engine(),
             pool: pool.clone(),
             peers: HashMap::new(),
@@ -230,7 +241,7 @@ struct Runner {
     taker: Taker,
     pushes: Pushes,
     node: Arc<Node>,
-    letters: Arc<Letters>,
+    _letters: Arc<Letters>,
     engine: String,
     pool: KvPool,
     peers: HashMap<String, RemoteBlocks>,
@@ -274,7 +285,7 @@ impl Runner {
     fn take(&mut self, now: Instant, input: Input) {
         match input {
             Input::End => {}
-            Input::Mail => self.read_mail(now),
+            Input::Mail(body) => self.read(now, &body),
             Input::Meet(engine, remote) => drop(self.peers.insert(engine, remote)),
             Input::Open(id, ended) => {
                 self.owner.open(now, id);
@@ -345,25 +356,22 @@ impl Runner {
 
     // --- letters ----------------------------------------------------------------------------------------
 
-    fn read_mail(&mut self, now: Instant) {
-        while let Some(letter) = self.letters.take() {
-            let Ok(Letter { engine, says }) = Letter::from_bytes(&letter.body) else {
-                tracing::debug!(from = letter.from, "a letter that is none");
-                continue;
-            };
-            if !self.peers.contains_key(&engine) {
-                tracing::debug!(from = letter.from, engine, "a letter of an engine that was never met");
-                continue;
+    fn read(&mut self, now: Instant, body: &[u8]) {
+        self.node.unread.fetch_sub(1, Ordering::Relaxed);
+        let Ok(Letter { engine, says }) = Letter::from_bytes(body) else {
+            return tracing::debug!("a letter that is none");
+        };
+        if !self.peers.contains_key(&engine) {
+            return tracing::debug!(engine, "a letter of an engine that was never met");
+        }
+        if self.pushes.heard(&self.node, &engine, &says) {
+            return;
+        }
+        match &says {
+            Says::Beats { .. } | Says::Done { .. } | Says::Abort { .. } => {
+                self.own(now, owner::Event::Heard(engine, says));
             }
-            if self.pushes.heard(&self.node, &engine, &says) {
-                continue;
-            }
-            match &says {
-                Says::Beats { .. } | Says::Done { .. } | Says::Abort { .. } => {
-                    self.own(now, owner::Event::Heard(engine, says));
-                }
-                _ => self.taken(now, taker::Event::Heard(engine, says)),
-            }
+            _ => self.taken(now, taker::Event::Heard(engine, says)),
         }
     }
 
