@@ -67,6 +67,7 @@ mod handoff;
 mod layout;
 mod pool;
 mod promise;
+pub mod reshard;
 
 pub use card::{KvIdentity, PROTOCOL, PoolCard};
 pub use error::KvError;
