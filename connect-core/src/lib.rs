@@ -99,6 +99,7 @@
 //!   [`transport::local`](transport::local#what-an-offer-allows).
 //! * NIXL can't call back a posted transfer, so a cancel may take as long as the transfer.
 
+pub mod accelerator;
 mod clock;
 mod connector;
 mod deadline;
@@ -123,6 +124,7 @@ pub mod transport;
 mod trial;
 pub mod wire;
 
+pub use accelerator::Accelerator;
 pub use connector::{Connector, ConnectorBuilder};
 pub use deadline::Deadline;
 pub use device::{Device, DeviceKind, ParseDeviceError};
