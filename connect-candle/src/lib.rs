@@ -52,6 +52,8 @@
 //! All of Candle's. `f4`, `f6e2m3`, `f6e3m2` and `f8e8m0` are opaque bytes to Candle, and move only as whole
 //! storages. CPU tensors only, for now: others are refused with [`TensorError::Device`].
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dtype;
 mod error;
 mod ext;
@@ -68,7 +70,7 @@ pub use connect_core::{ReadableTensor, ReadableTensors};
 pub use dtype::{candle_dtype, dtype_of};
 pub use error::{TensorError, TensorInfo};
 pub use ext::TensorExt;
-pub use recv::{WritableTensor, recv_new, recv_verified, recv_writable};
+pub use recv::{WritableTensor, recv_new, recv_new_on, recv_verified, recv_writable, recv_writable_on};
 pub use send::{send_tensors, send_tensors_with_digests};
 
 /// The tensors of one receive, by name. [`Into`] a `HashMap`, they are what `VarBuilder::from_tensors` takes.

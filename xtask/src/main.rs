@@ -7,6 +7,7 @@ mod cargo;
 mod check;
 mod demo;
 mod env;
+mod fakecuda;
 mod fuzz;
 mod layout;
 mod process;
