@@ -79,3 +79,40 @@ fn in_order<T>(gpu: &dyn Accelerator, memory: T) {
     let _ = gpu.synchronize();
     drop(memory);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+    use candle_core::DType;
+    use candle_core::cuda_backend::CudaStorageSlice;
+
+    use crate::cuda::memory::allocate;
+    use crate::error::TensorInfo;
+
+    #[test]
+    fn memory_that_is_replaced_is_freed_after_what_other_threads_queued_on_it() {
+        let Device::Cuda(device) = Device::new_cuda(0).unwrap() else { panic!("not a GPU") };
+        let info = TensorInfo::described("", DType::U8, &[64]);
+        let (storage, _) = allocate(&device, &info, 64, true).unwrap();
+        accelerator(&device).synchronize().unwrap();
+        let (queued, is_queued) = mpsc::channel();
+        let (freed, is_freed) = mpsc::channel::<()>();
+        let copying = thread::spawn(move || {
+            let CudaStorageSlice::U8(bytes) = &storage.slice else { panic!("other elements") };
+            let copy = bytes.try_clone().unwrap();
+            queued.send(storage).unwrap();
+            is_freed.recv().unwrap();
+            device.clone_dtoh(&copy).unwrap()
+        });
+        free_in_order(is_queued.recv().unwrap());
+        // The device's thread takes one after the other.
+        let (done, is_done) = mpsc::channel();
+        run_on_thread_of(connect_core::Device::cuda(0), move || done.send(()).unwrap());
+        is_done.recv().unwrap();
+        freed.send(()).unwrap();
+        assert_eq!(copying.join().unwrap(), [0; 64]);
+    }
+}
