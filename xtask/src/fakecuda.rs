@@ -42,7 +42,7 @@ const LIBRARIES: &[Library] = &[
 
 /// Makes the libraries, and tells a cargo to build and run with them.
 pub(crate) fn with(command: &mut Command) -> Result<&mut Command> {
-    let libraries = build()?;
+    let libraries = libraries()?;
     let path = joined(&sources(), "PATH")?;
     Ok(command
         .env("PATH", path)
@@ -59,15 +59,15 @@ fn sources() -> PathBuf {
 }
 
 /// A folder before those of a variable.
-fn joined(first: &Path, variable: &str) -> Result<OsString> {
+pub(crate) fn joined(first: &Path, variable: &str) -> Result<OsString> {
     let others = env::var_os(variable).unwrap_or_default();
     let others: Vec<PathBuf> =
         env::split_paths(&others).filter(|path| !path.as_os_str().is_empty()).collect();
     Ok(env::join_paths([first.to_owned()].into_iter().chain(others))?)
 }
 
-/// The folder of the libraries.
-fn build() -> Result<PathBuf> {
+/// Makes the libraries, and names their folder.
+pub(crate) fn libraries() -> Result<PathBuf> {
     let folder = layout::root().join("target/fakecuda");
     fs::create_dir_all(&folder)?;
     let cudarc = source_of("cudarc")?;

@@ -13,6 +13,7 @@ use crate::bench;
 use crate::cargo::{cargo, require_peers};
 use crate::demo;
 use crate::fakecuda;
+use crate::gpu_bundle;
 use crate::process;
 use crate::promises;
 use crate::setup::Group;
@@ -81,6 +82,12 @@ pub(crate) const STEPS: &[Step] = &[
         what: "the library crates package and build from it",
         needs: &[Group::Torch],
         run: |_| package::check(),
+    },
+    Step {
+        name: "gpu",
+        what: "the suite for machines with a GPU builds, and refuses this one and the fake driver",
+        needs: &[Group::Nixl],
+        run: gpu_bundle::check,
     },
     Step {
         name: "demo",
