@@ -23,7 +23,7 @@
 //! |---|---|
 //! | offer a tensor, or a view of one | [`TensorExt::send_readable`] |
 //! | offer many tensors as one operation | [`send_tensors`] |
-//! | read what a peer offers, into new tensors | [`recv_new`] |
+//! | read what a peer offers, into new tensors | [`recv_new`]; on a device of your choice [`recv_new_on`] |
 //! | both, and know that every byte is as it was sent | [`send_tensors_with_digests`], [`recv_verified`] |
 //! | read what a peer offers, into an existing tensor | [`TensorExt::recv_into`] |
 //! | have a peer write into a new tensor | [`recv_writable`] |
@@ -50,7 +50,11 @@
 //!
 //! # Element types
 //! All of Candle's. `f4`, `f6e2m3`, `f6e3m2` and `f8e8m0` are opaque bytes to Candle, and move only as whole
-//! storages. CPU tensors only, for now: others are refused with [`TensorError::Device`].
+//! storages.
+//!
+//! # Devices
+//! The CPU, and with the feature `cuda` CUDA devices (its module `cuda` says which memory, and what is waited for);
+//! none of the latter has run on a GPU yet. Others are refused with [`TensorError::Device`].
 
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -1,10 +1,12 @@
 //! New tensors as target memory: nobody else has a handle before they are filled.
 #![expect(unsafe_code, reason = "implements TargetMemory for tensors of libtorch's own allocation")]
 
+use connect_core::accelerator::Accelerators;
 use connect_core::layout;
 use connect_core::{Device, Received, Region, Report, TargetMemory, TensorSpec};
 use tch::{Kind, Tensor};
 
+use crate::cuda;
 use crate::error::{TensorError, TensorInfo, first_line};
 use crate::inspect::data_address;
 
@@ -19,13 +21,19 @@ pub(crate) enum Content {
 }
 
 /// New tensors, filled one after the other.
-#[derive(Default)]
 pub(crate) struct FreshTensors {
+    on: tch::Device,
+    place: Device,
     tensors: Vec<(String, Tensor)>,
     regions: Vec<Region>,
 }
 
 impl FreshTensors {
+    /// For tensors on a device that [`cuda::place`] knows.
+    pub(crate) fn on(on: tch::Device, place: Device) -> Self {
+        Self { on, place, tensors: Vec::new(), regions: Vec::new() }
+    }
+
     /// Adds a tensor of `bytes` bytes, in pieces like the peer's, since an operation pairs them.
     pub(crate) fn add(
         &mut self,
@@ -39,7 +47,7 @@ impl FreshTensors {
             let (name, reason) = (info.name.clone(), first_line(reason));
             TensorError::Allocation { name, bytes, reason }
         };
-        let options = (kind, tch::Device::Cpu);
+        let options = (kind, self.on);
         let tensor = match content {
             Content::Unset => Tensor::f_empty(info.shape.as_slice(), options),
             Content::Zeroed => Tensor::f_zeros(info.shape.as_slice(), options),
@@ -47,7 +55,7 @@ impl FreshTensors {
         let tensor = tensor.map_err(|error| allocation(&error.to_string()))?;
         let addr = data_address(&tensor).map_err(|error| allocation(&error))?;
         // Without elements there is no region.
-        let whole: Vec<Region> = Region::new(Device::CPU, addr, bytes).into_iter().collect();
+        let whole: Vec<Region> = Region::new(self.place, addr, bytes).into_iter().collect();
         let pieces = layout::split_to_match(&whole, peer)
             .map_err(|source| TensorError::Layout { tensor: info.clone(), source })?;
         self.regions.extend(pieces);
@@ -57,6 +65,10 @@ impl FreshTensors {
 
     /// Checks what arrived against the digests of the envelope whose tensors these are.
     pub(crate) fn check_digests(received: &Received<Self>, specs: &[TensorSpec]) -> Result<(), TensorError> {
+        if !received.memory.place.is_cpu() {
+            // An envelope with digests was refused for another device.
+            return Ok(());
+        }
         let bytes = |region: &Region| {
             let start = std::ptr::with_exposed_provenance::<u8>(region.addr() as usize);
             // SAFETY: the region is memory of one of the tensors, which live as long as `received` and whose
@@ -72,10 +84,15 @@ impl FreshTensors {
 
     /// The filled tensors. That a completed operation gave them back is the proof that they are.
     pub(crate) fn filled(received: Received<Self>) -> (Vec<(String, Tensor)>, Report) {
-        for (_, tensor) in &received.memory.tensors {
-            normalise_bools(tensor);
+        let mut tensors = received.memory.tensors;
+        for (_, tensor) in &mut tensors {
+            if received.memory.place.is_cpu() {
+                normalise_bools(tensor);
+            } else if tensor.kind() == Kind::Bool {
+                *tensor = tensor.view_dtype(Kind::Uint8).ne(0);
+            }
         }
-        (received.memory.tensors, received.report)
+        (tensors, received.report)
     }
 }
 
@@ -100,5 +117,9 @@ fn normalise_bools(tensor: &Tensor) {
 unsafe impl TargetMemory for FreshTensors {
     fn regions(&mut self) -> Vec<Region> {
         self.regions.clone()
+    }
+
+    fn accelerators(&self) -> Accelerators {
+        cuda::accelerator(self.place, cuda::Torch).into_iter().collect()
     }
 }

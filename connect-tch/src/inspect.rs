@@ -10,10 +10,12 @@
 
 use std::ffi::{CStr, c_void};
 
+use connect_core::accelerator::Accelerators;
 use connect_core::layout::{self, LayoutError};
 use connect_core::{DType, Device, Region, SourceMemory};
 use tch::Tensor;
 
+use crate::cuda;
 use crate::dtype::dtype_of;
 use crate::error::{TensorError, TensorInfo, first_line};
 
@@ -61,6 +63,13 @@ impl TensorSource {
 unsafe impl SourceMemory for TensorSource {
     fn regions(&self) -> Vec<Region> {
         self.regions.clone()
+    }
+
+    fn accelerators(&self) -> Accelerators {
+        let mut devices: Vec<Device> = self.regions.iter().map(Region::device).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        devices.into_iter().filter_map(|device| cuda::accelerator(device, cuda::Torch)).collect()
     }
 }
 
@@ -130,12 +139,8 @@ fn check(name: &str, tensor: &Tensor) -> Result<(TensorInfo, DType), TensorError
     let kind = tensor.f_kind().map_err(|error| torch(&info, &error.to_string()))?;
     info.shape =
         shape(tensor).map_err(|_| unsupported(&info, "it has no plain shape; send its parts one by one"))?;
-    info.device = match tensor.device() {
-        tch::Device::Cpu => Some(Device::CPU),
-        tch::Device::Cuda(id) => u32::try_from(id).ok().map(Device::cuda),
-        // tch says `Mps` for every device it does not know.
-        _ => None,
-    };
+    let place = cuda::place(tensor.device(), &cuda::Torch);
+    info.device = place.ok();
     if matches!(kind, tch::Kind::QInt8 | tch::Kind::QUInt8 | tch::Kind::QInt32) {
         return Err(unsupported(&info, "it is quantised; send `int_repr()` and its scales"));
     }
@@ -145,8 +150,8 @@ fn check(name: &str, tensor: &Tensor) -> Result<(TensorInfo, DType), TensorError
         dtype: format!("{kind:?}"),
         lacking: "the wire format has no name for",
     })?;
-    if info.device != Some(Device::CPU) {
-        return Err(unsupported(&info, "it is not in CPU memory; call `to_device(Device::Cpu)` first"));
+    if let Err(reason) = place {
+        return Err(unsupported(&info, reason));
     }
     if tensor.is_sparse() || tensor.is_mkldnn() {
         return Err(unsupported(&info, "it is sparse or in an opaque layout; call `to_dense` first"));
@@ -177,7 +182,8 @@ fn regions(tensor: &Tensor, info: &TensorInfo, dtype: DType) -> Result<Vec<Regio
         return Err(unsupported("it has no memory behind it; call `contiguous` or `clone` first"));
     }
     // libtorch checked the view against its storage when it was made.
-    layout::regions(Device::CPU, addr, usize::MAX, &runs, bytes).map_err(refused)
+    let device = info.device.unwrap_or(Device::CPU);
+    layout::regions(device, addr, usize::MAX, &runs, bytes).map_err(refused)
 }
 
 fn torch(info: &TensorInfo, message: &str) -> TensorError {

@@ -36,7 +36,9 @@
 //! other handle before every byte has arrived.
 //!
 //! # What can be sent
-//! Dense CPU tensors of the element types both sides know, whole or views in not too many pieces. Anything
+//! Dense tensors of the element types both sides know, whole or views in not too many pieces, on the CPU or, over NIXL,
+//! on a CUDA device: that is waited for before a peer can reach them and after bytes arrived ([`recv_new_on`]). None of
+//! the latter has run on a GPU yet. Memory of libtorch's `expandable_segments` can't be registered by engines. Anything
 //! else is a [`TensorError`] that names the remedy, never a panic.
 //!
 //! # Linking
@@ -49,6 +51,7 @@
 //! rustflags = ["-C", "link-arg=-Wl,-rpath,/path/to/site-packages/torch/lib"]
 //! ```
 
+mod cuda;
 mod dtype;
 mod error;
 mod fresh;
@@ -59,7 +62,7 @@ mod send;
 pub use connect_core::{ReadableTensor, ReadableTensors};
 pub use dtype::{dtype_of, kind_of};
 pub use error::{TensorError, TensorInfo};
-pub use recv::{WritableTensor, recv_new, recv_writable};
+pub use recv::{WritableTensor, recv_new, recv_new_on, recv_writable, recv_writable_on};
 pub use send::{TensorExt, send_tensors};
 
 /// An operation of this crate that has begun: await it, or call [`wait`](connect_core::Task::wait) to block.

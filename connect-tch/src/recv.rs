@@ -9,6 +9,7 @@ use connect_core::{
 };
 use tch::{Kind, Tensor};
 
+use crate::cuda;
 use crate::dtype::{dtype_of, kind_of};
 use crate::error::{TensorError, TensorInfo};
 use crate::fresh::{Content, FreshTensors};
@@ -28,21 +29,64 @@ use crate::{NamedTensors, Pending};
 /// the memory there is, [`TensorError::Operation`] when the transfer fails, [`TensorError::Digest`] when what
 /// arrived is not what was sent; no tensor is handed out then.
 pub fn recv_new(connector: &Connector, envelope: &TensorEnvelope) -> Pending<NamedTensors> {
-    let fresh = match fresh_for(envelope) {
-        Ok(fresh) => fresh,
-        Err(error) => return Task::ready(Err(error)),
+    recv_new_on(connector, envelope, tch::Device::Cpu)
+}
+
+/// The same on a device. A CUDA device is waited for before the transfer and after it, on a thread of its own.
+///
+/// # Errors
+/// As [`recv_new`], and [`TensorError::Unsupported`] for a device that this program can't reach, and for digests of
+/// tensors that are to come onto a GPU: the CPU computes them.
+pub fn recv_new_on(
+    connector: &Connector,
+    envelope: &TensorEnvelope,
+    device: tch::Device,
+) -> Pending<NamedTensors> {
+    let (specs, metadata) = (envelope.tensors().to_vec(), envelope.metadata().clone());
+    let (begun, envelope) = (connector.clone(), envelope.clone());
+    with_memory(
+        connector,
+        device,
+        move |place| fresh_for(&envelope, device, place),
+        move |fresh| {
+            Task::after(begun.begin_read(&metadata, fresh), move |begun| match begun {
+                Ok(operation) => Task::after(operation.wait_for_completion(), move |ended| {
+                    let received =
+                        ended.map_err(|failed| TensorError::from(failed.error)).and_then(|received| {
+                            FreshTensors::check_digests(&received, &specs)?;
+                            Ok(FreshTensors::filled(received))
+                        });
+                    Task::ready(received.map(|(tensors, report)| NamedTensors::new(tensors, report)))
+                }),
+                Err(failed) => Task::ready(Err(failed.error.into())),
+            })
+        },
+    )
+}
+
+/// Goes on with tensors that `make` allocates: here, or on the device's thread.
+fn with_memory<M: Send + 'static, T: 'static>(
+    connector: &Connector,
+    device: tch::Device,
+    make: impl FnOnce(Device) -> Result<M, TensorError> + Send + 'static,
+    next: impl FnOnce(M) -> Pending<T> + Send + 'static,
+) -> Pending<T> {
+    let place = match cuda::place(device, &cuda::Torch) {
+        Ok(place) => place,
+        Err(reason) => {
+            return Task::ready(Err(TensorError::Unsupported { tensor: TensorInfo::default(), reason }));
+        }
     };
-    let specs = envelope.tensors().to_vec();
-    Task::after(connector.begin_read(envelope.metadata(), fresh), move |begun| match begun {
-        Ok(operation) => Task::after(operation.wait_for_completion(), move |ended| {
-            let received = ended.map_err(|failed| TensorError::from(failed.error)).and_then(|received| {
-                FreshTensors::check_digests(&received, &specs)?;
-                Ok(FreshTensors::filled(received))
-            });
-            Task::ready(received.map(|(tensors, report)| NamedTensors::new(tensors, report)))
+    let next = |made: Result<M, TensorError>| match made {
+        Ok(made) => next(made),
+        Err(error) => Task::ready(Err(error)),
+    };
+    match cuda::accelerator(place, cuda::Torch) {
+        None => next(make(place)),
+        Some(gpu) => Task::after(connector.run_on(gpu, move || make(place)), |made| {
+            next(made.map_err(TensorError::from).and_then(|made| made))
         }),
-        Err(failed) => Task::ready(Err(failed.error.into())),
-    })
+    }
 }
 
 /// Offers memory for a new tensor, for one peer to write.
@@ -51,14 +95,32 @@ pub fn recv_new(connector: &Connector, envelope: &TensorEnvelope) -> Pending<Nam
 /// [`TensorError::Empty`] for a shape without elements, [`TensorError::DType`], [`TensorError::Allocation`],
 /// [`TensorError::Operation`].
 pub fn recv_writable(connector: &Connector, kind: Kind, shape: &[i64]) -> Pending<WritableTensor> {
-    let (fresh, spec) = match fresh_writable(kind, shape) {
-        Ok(fresh) => fresh,
-        Err(error) => return Task::ready(Err(error)),
-    };
-    Task::after(connector.create_writable(fresh), move |opened| {
-        let offer = |operation| WritableTensor { operation, spec };
-        Task::ready(opened.map(offer).map_err(|failed| failed.error.into()))
-    })
+    recv_writable_on(connector, kind, shape, tch::Device::Cpu)
+}
+
+/// The same on a device, as [`recv_new_on`].
+///
+/// # Errors
+/// As [`recv_writable`], and [`TensorError::Unsupported`] for a device that this program can't reach.
+pub fn recv_writable_on(
+    connector: &Connector,
+    kind: Kind,
+    shape: &[i64],
+    device: tch::Device,
+) -> Pending<WritableTensor> {
+    let (begun, shape) = (connector.clone(), shape.to_vec());
+    with_memory(
+        connector,
+        device,
+        move |place| fresh_writable(kind, &shape, device, place),
+        move |made| {
+            let (fresh, spec) = made;
+            Task::after(begun.create_writable(fresh), move |opened| {
+                let offer = |operation| WritableTensor { operation, spec };
+                Task::ready(opened.map(offer).map_err(|failed| failed.error.into()))
+            })
+        },
+    )
 }
 
 /// Memory for a new tensor, which one peer may write. Made by [`recv_writable`].
@@ -120,8 +182,12 @@ impl fmt::Debug for WritableTensor {
 }
 
 /// New tensors for an envelope. The envelope is checked: each has the bytes of its descriptors.
-fn fresh_for(envelope: &TensorEnvelope) -> Result<FreshTensors, TensorError> {
-    let mut fresh = FreshTensors::default();
+fn fresh_for(
+    envelope: &TensorEnvelope,
+    device: tch::Device,
+    place: Device,
+) -> Result<FreshTensors, TensorError> {
+    let mut fresh = FreshTensors::on(device, place);
     let pieces = piece_lens(envelope.metadata());
     for spec in envelope.tensors() {
         let kind = kind_of(spec.dtype).ok_or_else(|| TensorError::DType {
@@ -129,12 +195,21 @@ fn fresh_for(envelope: &TensorEnvelope) -> Result<FreshTensors, TensorError> {
             dtype: spec.dtype.to_string(),
             lacking: "tch does not have",
         })?;
+        if !place.is_cpu() && spec.digest.is_some() {
+            let reason = "its digest is checked by the CPU; receive it there, or have it sent without";
+            return Err(TensorError::Unsupported { tensor: described(spec)?, reason });
+        }
         fresh.add(&described(spec)?, kind, spec.byte_len, Content::Unset, &pieces[spec.descriptors()])?;
     }
     Ok(fresh)
 }
 
-fn fresh_writable(kind: Kind, shape: &[i64]) -> Result<(FreshTensors, TensorSpec), TensorError> {
+fn fresh_writable(
+    kind: Kind,
+    shape: &[i64],
+    on: tch::Device,
+    place: Device,
+) -> Result<(FreshTensors, TensorSpec), TensorError> {
     let dtype: DType = dtype_of(kind).ok_or_else(|| TensorError::DType {
         name: String::new(),
         dtype: format!("{kind:?}"),
@@ -147,7 +222,7 @@ fn fresh_writable(kind: Kind, shape: &[i64]) -> Result<(FreshTensors, TensorSpec
         Ok(dims) if !dims.contains(&0) => TensorSpec::new("", dtype, dims, 0..1)?,
         _ => return Err(TensorError::Empty { tensor: empty() }),
     };
-    let mut fresh = FreshTensors::default();
+    let mut fresh = FreshTensors::on(on, place);
     fresh.add(&described(&spec)?, kind, spec.byte_len, Content::Zeroed, &[spec.byte_len])?;
     Ok((fresh, spec))
 }

@@ -26,8 +26,43 @@ const NIXL: &str = ".nixl_cu13.mesonpy.libs";
 /// The libraries that NIXL opens by name, below its own folder.
 const OPENED: &[&str] = &["libnixl_capi.so", "plugins/libplugin_UCX.so"];
 
+const DOCUMENT: &str = "docs/gpu.md";
+const BEGIN: &str = "<!-- results: written by `cargo xtask gpu-bundle --results` -->\n";
+const END: &str = "<!-- end of results -->\n";
+
+/// What to do.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Build nothing; write what the runner printed, which is in this file, into docs/gpu.md
+    #[arg(long)]
+    results: Option<PathBuf>,
+}
+
+/// Puts what the runner printed into the document, with the day.
+fn record(results: &Path) -> Result<()> {
+    let printed = fs::read_to_string(results).with_context(|| results.display().to_string())?;
+    ensure!(
+        printed.starts_with("Machine: ") && printed.contains(" passed, "),
+        "this is no output of the runner"
+    );
+    let day = process::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
+    let commit = process::output(Command::new("git").args(["rev-parse", "--short", "HEAD"]))?;
+    let path = layout::root().join(DOCUMENT);
+    let old = fs::read_to_string(&path)?;
+    let (before, rest) = old.split_once(BEGIN).context("docs/gpu.md has no place for results")?;
+    let (_, after) = rest.split_once(END).context("the results have no end")?;
+    let (day, commit) = (day.trim(), commit.trim());
+    let section =
+        format!("{day}, `run.sh` of the bundle of commit {commit}, NIXL 1.5.1.\n\n{}\n", printed.trim());
+    fs::write(&path, format!("{before}{BEGIN}{section}{END}{after}"))?;
+    Ok(())
+}
+
 /// The command.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(results) = &args.results {
+        return record(results);
+    }
     setup::ensure(&[Group::Nixl, Group::Cuda])?;
     let toolkit = layout::site().join("nvidia/cu13");
     let stubs = fakecuda::libraries()?;

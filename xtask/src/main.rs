@@ -60,7 +60,7 @@ enum Command {
     /// Compare with NIXL itself, the Python original and what the machine can do, side by side
     Bench(bench::Args),
     /// Pack the checks for a machine with a GPU, which needs neither Rust nor a network there
-    GpuBundle,
+    GpuBundle(gpu_bundle::Args),
 }
 
 fn main() -> Result<()> {
@@ -77,7 +77,7 @@ fn main() -> Result<()> {
         Command::Promises => promises::write(),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
-        Command::GpuBundle => gpu_bundle::run(),
+        Command::GpuBundle(args) => gpu_bundle::run(&args),
     }
 }
 

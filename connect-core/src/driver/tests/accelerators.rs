@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::accelerator::{Accelerator, Accelerators};
 use crate::{
-    Connector, Device, Error, MemoryError, OperationStatus, Recovered, Region, SourceMemory, TargetMemory,
+    Connector, Descriptor, DescriptorMut, Device, Error, MemoryError, OperationStatus, Recovered, Region,
+    SourceMemory, TargetMemory,
 };
 
 /// Long enough for anything that should not happen to happen.
@@ -245,4 +246,24 @@ fn work_on_the_thread_of_a_device_comes_after_what_was_queued_and_keeps_the_dead
     queue.fails.store(true, Ordering::SeqCst);
     let failed = connector.run_on(Arc::clone(&queue) as Arc<dyn Accelerator>, || 1).wait().unwrap_err();
     assert!(matches!(failed, Error::Memory(MemoryError::Accelerator { .. })), "{failed}");
+}
+
+#[test]
+fn descriptors_and_fan_outs_of_memory_wait_for_its_devices_too() {
+    let (sender, receiver) = (Connector::local().unwrap(), Connector::local().unwrap());
+    let (one, two) = (Queue::new(), Queue::new());
+    // Two pieces of one memory and one of another are two devices, each waited for once.
+    let mut list = Descriptor::list(one.memory(vec![1; 8])).unwrap();
+    list.push(list[0].slice(0..4).unwrap());
+    list.extend(Descriptor::list(two.memory(vec![2; 8])).unwrap());
+    let offer = sender.create_readable(list).wait().unwrap();
+    assert_eq!((one.waits(), two.waits()), (1, 1));
+    drop(offer);
+    let (left, right) = DescriptorMut::new(one.memory(vec![0; 8])).unwrap().split_at(4).unwrap();
+    let offer = receiver.create_writable(vec![left, right]).wait().unwrap();
+    assert_eq!(one.waits(), 2);
+    drop(offer);
+    let fan_out = sender.fan_out(two.memory(vec![2; 8]), 2).wait().unwrap();
+    assert_eq!(two.waits(), 3, "once for each reader");
+    drop(fan_out);
 }
