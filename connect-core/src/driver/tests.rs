@@ -22,6 +22,9 @@ use crate::{
     TargetMemory,
 };
 
+/// Where a transfer's memory is, here and there, piece by piece.
+type DevicePairs = Vec<(Device, Device)>;
+
 /// What the scripted transport does.
 #[derive(Clone, Default)]
 struct Script {
@@ -34,7 +37,7 @@ struct Script {
     busy: Arc<AtomicBool>,
     offers: Arc<AtomicUsize>,
     /// Where each transfer's memory was, here and there.
-    begun: Arc<Mutex<Vec<Vec<(Device, Device)>>>>,
+    begun: Arc<Mutex<Vec<DevicePairs>>>,
     /// How many peers were met.
     met: Arc<AtomicUsize>,
     forgotten: Arc<Mutex<Vec<PeerId>>>,
