@@ -20,7 +20,7 @@ pub trait TensorExt: sealed::Sealed {
     ///
     /// # Errors
     /// A [`TensorError`] that names the remedy for what can't be offered: undefined, sparse, quantised or
-    /// empty tensors, views in too many pieces, tensors off the CPU.
+    /// empty tensors, views in too many pieces, tensors on devices that this program can't reach.
     unsafe fn send_readable(&self, connector: &Connector) -> Pending<ReadableTensor>;
 
     /// Writes the tensor into the memory that a peer offers, and ends when the peer has every byte.
