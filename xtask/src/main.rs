@@ -29,7 +29,7 @@ How long they take (two cores, fast line; first run, then later runs):
   test     about 30 min; then 15
   verify   10 min, by design; an hour more with --all
   fuzz     1 min to build; then 15 s for each million executions
-  gpu-bundle  about 10 min, and 104 MB of NVIDIA's compiler
+  gpu-bundle  12 min, and 104 MB of NVIDIA's compiler
   bench    3 min to build; then 25 to 30 min, 1 to 5 for one sweep (--only), 40 s with --quick
 
 Start with `cargo xtask demo`. It needs neither NIXL nor Python.";
