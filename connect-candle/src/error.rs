@@ -138,7 +138,7 @@ impl TensorInfo {
         }
     }
 
-    /// A tensor that does not exist yet, and will be on the CPU.
+    /// A tensor that does not exist yet, and will be on the CPU unless something else is said.
     pub(crate) fn described(name: &str, dtype: DType, shape: &[usize]) -> Self {
         Self { name: name.to_owned(), dtype, shape: shape.to_vec(), device: DeviceLocation::Cpu }
     }

@@ -13,7 +13,8 @@ pub trait TensorExt: sealed::Sealed {
     /// # Errors
     /// [`TensorError::Busy`](crate::TensorError::Busy) while an operation receives into it, and a
     /// [`TensorError`](crate::TensorError) that names the remedy for what can't be offered: tensors without
-    /// elements, in too many pieces, or off the CPU.
+    /// elements, in too many pieces, on a device that this build or the transport can't reach, or in GPU memory that
+    /// engines can't register.
     fn send_readable(&self, connector: &Connector) -> Pending<ReadableTensor>;
 
     /// Writes the tensor into the memory that a peer offers, and ends when the peer has every byte.

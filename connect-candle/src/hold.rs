@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Shape, Tensor};
 
 use crate::error::{TensorError, TensorInfo};
 use crate::pin::ReadPin;
@@ -129,8 +129,11 @@ impl Drop for Slot {
 /// argument does not, as long as somebody reads: so an operation that computes nothing does the looking.
 fn storage_address(tensor: &Tensor) -> candle_core::Result<usize> {
     let look = Look(Cell::new(0));
-    tensor.apply_op1_no_bwd(&look)?;
-    Ok(look.0.get())
+    // On a GPU the operation ends with an error, since its result would have to be allocated there.
+    match (tensor.apply_op1_no_bwd(&look), look.0.get()) {
+        (Err(error), 0) => Err(error),
+        (_, address) => Ok(address),
+    }
 }
 
 struct Look(Cell<usize>);
@@ -149,6 +152,11 @@ impl CustomOp1 for Look {
     fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         self.at(storage);
         Ok((CpuStorage::U8(Vec::new()), Shape::from(0)))
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, _: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        self.at(storage);
+        Err(candle_core::Error::Msg("it was only looked at".to_owned()))
     }
 }
 

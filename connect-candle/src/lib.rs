@@ -23,7 +23,7 @@
 //! |---|---|
 //! | offer a tensor, or a view of one | [`TensorExt::send_readable`] |
 //! | offer many tensors as one operation | [`send_tensors`] |
-//! | read what a peer offers, into new tensors | [`recv_new`] |
+//! | read what a peer offers, into new tensors | [`recv_new`]; on a device of your choice [`recv_new_on`] |
 //! | both, and know that every byte is as it was sent | [`send_tensors_with_digests`], [`recv_verified`] |
 //! | read what a peer offers, into an existing tensor | [`TensorExt::recv_into`] |
 //! | have a peer write into a new tensor | [`recv_writable`] |
@@ -50,8 +50,14 @@
 //!
 //! # Element types
 //! All of Candle's. `f4`, `f6e2m3`, `f6e3m2` and `f8e8m0` are opaque bytes to Candle, and move only as whole
-//! storages. CPU tensors only, for now: others are refused with [`TensorError::Device`].
+//! storages.
+//!
+//! # Devices
+//! The CPU, and with the feature `cuda` CUDA devices (its module `cuda` says which memory, and what is waited for);
+//! none of the latter has run on a GPU yet. Others are refused with [`TensorError::Device`].
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dtype;
 mod error;
 mod ext;
@@ -68,7 +74,7 @@ pub use connect_core::{ReadableTensor, ReadableTensors};
 pub use dtype::{candle_dtype, dtype_of};
 pub use error::{TensorError, TensorInfo};
 pub use ext::TensorExt;
-pub use recv::{recv_new, recv_verified, recv_writable};
+pub use recv::{recv_new, recv_new_on, recv_verified, recv_writable, recv_writable_on};
 pub use send::{send_tensors, send_tensors_with_digests};
 
 /// The tensors of one receive, by name. [`Into`] a `HashMap`, they are what `VarBuilder::from_tensors` takes.

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use candle_core::{Storage, StorageRef, Tensor};
+use connect_core::accelerator::Accelerators;
 use connect_core::{Digest, Region, SourceMemory};
 
 use crate::error::{TensorError, TensorInfo};
@@ -16,8 +17,23 @@ use crate::view;
 /// A storage's read guard, and what must outlive it. Fields drop in order: the guard first.
 pub(crate) struct ReadPin {
     guard: StorageRef<'static>,
-    _tensor: Tensor,
+    _tensor: LastHandle,
     _slot: Slot,
+}
+
+/// A tensor that may be freed here, far from the threads that worked with it.
+///
+/// Memory of a GPU is freed in the order of the queue of the thread that frees it, which here is one that no other
+/// work is in. So the handle goes to the device's thread, and is dropped once all that was queued is over.
+struct LastHandle(
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "it keeps the tensor alive"))] Tensor,
+);
+
+#[cfg(feature = "cuda")]
+impl Drop for LastHandle {
+    fn drop(&mut self) {
+        crate::cuda::drop_in_order(&self.0);
+    }
 }
 
 impl ReadPin {
@@ -30,7 +46,7 @@ impl ReadPin {
         // change anything, and drops after the guard. The extended lifetime never leaves `storage`, which
         // shortens it to a borrow of this struct.
         let guard = unsafe { std::mem::transmute::<StorageRef<'_>, StorageRef<'static>>(guard) };
-        Self { guard, _tensor: tensor, _slot: slot }
+        Self { guard, _tensor: LastHandle(tensor), _slot: slot }
     }
 
     pub(crate) fn storage(&self) -> &Storage {
@@ -43,6 +59,7 @@ impl ReadPin {
 pub(crate) struct TensorSource {
     pins: Vec<Arc<ReadPin>>,
     regions: Vec<Region>,
+    accelerators: Accelerators,
 }
 
 impl TensorSource {
@@ -50,6 +67,11 @@ impl TensorSource {
     pub(crate) fn add(&mut self, tensor: &Tensor, info: &TensorInfo) -> Result<usize, TensorError> {
         let pin = hold::pin(tensor).map_err(|denied| denied.into_error(info))?;
         let regions = view::source_regions(pin.storage(), tensor.layout(), info)?;
+        if let Some(one) = view::accelerator(pin.storage())
+            && !self.accelerators.iter().any(|other| other.device() == one.device())
+        {
+            self.accelerators.push(one);
+        }
         let count = regions.len();
         self.pins.push(pin);
         self.regions.extend(regions);
@@ -76,6 +98,10 @@ impl TensorSource {
 unsafe impl SourceMemory for TensorSource {
     fn regions(&self) -> Vec<Region> {
         self.regions.clone()
+    }
+
+    fn accelerators(&self) -> Accelerators {
+        self.accelerators.clone()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The receiving half: new tensors filled by a read or by a peer's write, and existing ones replaced.
 
-use candle_core::{DType, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
 use connect_core::{Connector, Error, RdmaMetadata, Received, Report, Task, TensorEnvelope, TensorSpec};
 
 use crate::dtype::{candle_dtype, dtype_of};
@@ -9,10 +9,11 @@ use crate::fresh::{Content, Filled, FreshTensors};
 use crate::hold;
 use crate::send::empty;
 use crate::store::store;
-use crate::view;
+use crate::view::{self, Buffer};
 use crate::{NamedTensors, Pending, WritableTensor};
 
-/// Reads the tensors that an envelope describes into new tensors on the CPU.
+/// Reads the tensors that an envelope describes into new tensors on the CPU. [`recv_new_on`] puts them on another
+/// device.
 ///
 /// Each buffer becomes its tensor without a copy. Nothing else refers to it before every byte has arrived,
 /// so this is the way to receive that costs nothing and can't go wrong. The first touch of fresh memory costs
@@ -41,19 +42,93 @@ use crate::{NamedTensors, Pending, WritableTensor};
 /// beyond the memory there is, [`TensorError::Operation`] when the transfer fails, [`TensorError::Digest`]
 /// when what arrived is not what was sent; no tensor is handed out then.
 pub fn recv_new(connector: &Connector, envelope: &TensorEnvelope) -> Pending<NamedTensors> {
-    let fresh = match fresh_for(envelope) {
-        Ok(fresh) => fresh,
-        Err(error) => return Task::ready(Err(error)),
-    };
+    recv_new_on(connector, envelope, &Device::Cpu)
+}
+
+/// Reads the tensors that an envelope describes into new tensors on a device.
+///
+/// On a CUDA device (feature `cuda`) each gets plain memory of its own, as the module `cuda` describes, and is
+/// handed out when everything that is queued on the device afterwards, by any thread, sees its content. Wherever the
+/// sender's tensors are, on the CPU or any GPU, is for the transport to bridge. Digests are computed by the CPU, so
+/// tensors that have one are copied to it for that.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use connect_candle::{TensorExt, recv_new_on};
+/// use connect_core::{Connector, TensorEnvelope};
+///
+/// let device = Device::Cpu; // or Device::new_cuda(0)?, over NIXL
+/// let (sender, receiver) = (Connector::local()?, Connector::local()?);
+/// let offer = Tensor::new(&[1f32, 2.], &Device::Cpu)?.send_readable(&sender).wait()?;
+/// let tensors = recv_new_on(&receiver, &offer.envelope("x")?, &device).wait()?;
+/// assert!(tensors["x"].device().same_device(&device));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// As [`recv_new`], and [`TensorError::Device`] for a device that this build can't reach.
+pub fn recv_new_on(
+    connector: &Connector,
+    envelope: &TensorEnvelope,
+    device: &Device,
+) -> Pending<NamedTensors> {
     let specs = envelope.tensors().to_vec();
-    read(connector, envelope.metadata(), fresh, move |received| {
-        let (filled, report) = FreshTensors::filled(received);
-        for (spec, filled) in specs.iter().zip(&filled) {
-            spec.check_digest([view::bytes(&filled.storage)])?;
+    let (metadata, begun) = (envelope.metadata().clone(), connector.clone());
+    let envelope = envelope.clone();
+    let on = device.clone();
+    with_memory(
+        connector,
+        device,
+        move || fresh_for(&envelope, &on),
+        move |fresh| {
+            read(&begun, &metadata, fresh, move |received| {
+                let (filled, report) = FreshTensors::filled(received);
+                for (spec, filled) in specs.iter().zip(&filled) {
+                    check_digest(spec, filled)?;
+                }
+                let tensors = filled.into_iter().map(|filled| (filled.name.clone(), into_tensor(filled)));
+                Ok(NamedTensors::new(tensors.collect(), report))
+            })
+        },
+    )
+}
+
+fn check_digest(spec: &TensorSpec, filled: &Filled) -> Result<(), TensorError> {
+    if spec.digest.is_none() {
+        return Ok(());
+    }
+    let info = || TensorInfo::described(&filled.name, filled.storage.dtype(), &filled.dims);
+    let check = |storage: &CpuStorage| Ok(spec.check_digest([view::bytes(storage)])?);
+    match &filled.storage {
+        Storage::Cpu(storage) => check(storage),
+        #[cfg(feature = "cuda")]
+        Storage::Cuda(storage) => check(&crate::cuda::to_host(storage, &info())?),
+        _ => Err(view::out_of_reach(&info(), view::NO_DIGEST)),
+    }
+}
+
+/// Goes on with memory that `make` allocates: here, or on the device's thread, where waiting for it disturbs nobody.
+fn with_memory<M: Send + 'static, T: 'static>(
+    connector: &Connector,
+    device: &Device,
+    make: impl FnOnce() -> Result<M, TensorError> + Send + 'static,
+    next: impl FnOnce(M) -> Pending<T> + Send + 'static,
+) -> Pending<T> {
+    let next = |made: Result<M, TensorError>| match made {
+        Ok(made) => next(made),
+        Err(error) => Task::ready(Err(error)),
+    };
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => {
+            let ran = connector.run_on(crate::cuda::accelerator(device), make);
+            Task::after(ran, |made| next(made.map_err(TensorError::from).and_then(|made| made)))
         }
-        let tensors = filled.into_iter().map(|filled| (filled.name.clone(), into_tensor(filled)));
-        Ok(NamedTensors::new(tensors.collect(), report))
-    })
+        _ => {
+            let _ = connector;
+            next(make())
+        }
+    }
 }
 
 /// The same for receivers that must be able to check what arrives: an envelope in which a tensor has no digest
@@ -97,39 +172,62 @@ pub fn recv_writable(
     dtype: DType,
     shape: impl Into<Shape>,
 ) -> Pending<WritableTensor> {
-    let (fresh, spec) = match fresh_writable(dtype, &shape.into()) {
-        Ok(fresh) => fresh,
-        Err(error) => return Task::ready(Err(error)),
-    };
-    Task::after(connector.create_writable(fresh), |opened| {
-        let offer = |operation| WritableTensor::new(operation, spec, written);
-        Task::ready(opened.map(offer).map_err(|failed| failed.error.into()))
-    })
+    recv_writable_on(connector, dtype, shape, &Device::Cpu)
+}
+
+/// The same on a device, in memory as that of [`recv_new_on`].
+///
+/// # Errors
+/// As [`recv_writable`], and [`TensorError::Device`] for a device that this build can't reach.
+pub fn recv_writable_on(
+    connector: &Connector,
+    dtype: DType,
+    shape: impl Into<Shape>,
+    device: &Device,
+) -> Pending<WritableTensor> {
+    let (shape, on, begun) = (shape.into(), device.clone(), connector.clone());
+    with_memory(
+        connector,
+        device,
+        move || fresh_writable(dtype, &shape, &on),
+        move |(fresh, spec)| {
+            Task::after(begun.create_writable(fresh), |opened| {
+                let offer = |operation| WritableTensor::new(operation, spec, written);
+                Task::ready(opened.map(offer).map_err(|failed| failed.error.into()))
+            })
+        },
+    )
 }
 
 /// Receives into an existing tensor: into a buffer of its own first, then into the tensor's storage.
 pub(crate) fn recv_into(tensor: &Tensor, connector: &Connector, metadata: &RdmaMetadata) -> Pending<Report> {
     let info = TensorInfo::new("", tensor);
-    let prepare = || {
-        let claim = claim(tensor, &info)?;
-        let mut fresh = FreshTensors::default();
-        fresh.add(&info, Content::Unset, &view::piece_lens(metadata))?;
-        Ok((claim, fresh))
-    };
-    let (claim, fresh) = match prepare() {
-        Ok(prepared) => prepared,
+    let claim = match claim(tensor, &info) {
+        Ok(claim) => claim,
         Err(error) => return Task::ready(Err(error)),
     };
-    let tensor = tensor.clone();
-    read(connector, metadata, fresh, move |received| {
-        let (filled, report) = FreshTensors::filled(received);
-        for filled in filled {
-            store(&tensor, filled.storage, &info)?;
-        }
-        drop(claim);
-        Ok(report)
+    let (tensor, begun, metadata) = (tensor.clone(), connector.clone(), metadata.clone());
+    let (on, pieces, described) = (tensor.device().clone(), view::piece_lens(&metadata), info.clone());
+    let fresh = move || {
+        let mut fresh = FreshTensors::on(&on);
+        fresh.add(&described, Content::Unset, &pieces)?;
+        Ok(fresh)
+    };
+    let device = tensor.device().clone();
+    with_memory(connector, &device, fresh, move |fresh| {
+        read(&begun, &metadata, fresh, move |received| {
+            let (filled, report) = FreshTensors::filled(received);
+            for filled in filled {
+                store(&tensor, filled.storage, &info)?;
+            }
+            drop(claim);
+            Ok(report)
+        })
     })
 }
+
+const PART_OF_A_GPU_S: &str = "it is a part of a storage on a GPU, into which nothing is received; receive a new tensor \
+                               (`recv_new_on`) and copy it there (`slice_set`), or use `recv_into_unlocked`";
 
 /// Reserves the tensor's storage, after the checks that need no transfer.
 fn claim(tensor: &Tensor, info: &TensorInfo) -> Result<hold::Claim, TensorError> {
@@ -139,13 +237,17 @@ fn claim(tensor: &Tensor, info: &TensorInfo) -> Result<hold::Claim, TensorError>
     }
     let claim = hold::claim(tensor).map_err(|denied| denied.into_error(info))?;
     let (storage, layout) = tensor.storage_and_layout();
-    view::target_runs(view::cpu(&storage, info)?, layout, info)?;
+    let buffer = Buffer::of(&storage, info)?;
+    view::target_runs(&buffer, layout, info)?;
+    if !buffer.device.is_cpu() && !buffer.is_covered_by(layout) {
+        return Err(view::out_of_reach(info, PART_OF_A_GPU_S));
+    }
     Ok(claim)
 }
 
 /// Buffers for an envelope's tensors. The envelope is checked: each has the bytes of its descriptors.
-fn fresh_for(envelope: &TensorEnvelope) -> Result<FreshTensors, TensorError> {
-    let mut fresh = FreshTensors::default();
+fn fresh_for(envelope: &TensorEnvelope, device: &Device) -> Result<FreshTensors, TensorError> {
+    let mut fresh = FreshTensors::on(device);
     let pieces = view::piece_lens(envelope.metadata());
     for spec in envelope.tensors() {
         let dtype = candle_dtype(spec.dtype).ok_or_else(|| TensorError::DType {
@@ -162,7 +264,11 @@ fn fresh_for(envelope: &TensorEnvelope) -> Result<FreshTensors, TensorError> {
     Ok(fresh)
 }
 
-fn fresh_writable(dtype: DType, shape: &Shape) -> Result<(FreshTensors, TensorSpec), TensorError> {
+fn fresh_writable(
+    dtype: DType,
+    shape: &Shape,
+    device: &Device,
+) -> Result<(FreshTensors, TensorSpec), TensorError> {
     let info = TensorInfo::described("", dtype, shape.dims());
     let wire = dtype_of(dtype).ok_or_else(|| TensorError::DType {
         name: String::new(),
@@ -175,7 +281,7 @@ fn fresh_writable(dtype: DType, shape: &Shape) -> Result<(FreshTensors, TensorSp
     }
     let shape: Vec<u64> = info.shape.iter().map(|&dim| dim as u64).collect();
     let spec = TensorSpec::new("", wire, shape, 0..1)?;
-    let mut fresh = FreshTensors::default();
+    let mut fresh = FreshTensors::on(device);
     fresh.add(&info, Content::Zeroed, &[spec.byte_len])?;
     Ok((fresh, spec))
 }
@@ -205,5 +311,5 @@ fn written(received: Received<FreshTensors>) -> Result<(Tensor, Report), TensorE
 }
 
 fn into_tensor(filled: Filled) -> Tensor {
-    Tensor::from((Storage::Cpu(filled.storage), filled.dims))
+    Tensor::from((filled.storage, filled.dims))
 }

@@ -9,7 +9,7 @@ use connect_core::layout::Run;
 use parking_lot::RwLockReadGuard;
 
 use crate::error::{TensorError, TensorInfo};
-use crate::view;
+use crate::view::{self, Buffer};
 
 /// How long to wait for other users of the storage. Longer than any single operation on the CPU runs, and
 /// shorter than the deadlines of those who wait for the receive.
@@ -19,30 +19,38 @@ const LOCK_WAIT: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// [`TensorError::NotStored`], with the content.
-pub(crate) fn store(tensor: &Tensor, content: CpuStorage, info: &TensorInfo) -> Result<(), TensorError> {
+pub(crate) fn store(tensor: &Tensor, content: Storage, info: &TensorInfo) -> Result<(), TensorError> {
     // Candle hands out read guards only. A guard knows its lock, and the lock outlives it: it is the tensor's.
     let lock = RwLockReadGuard::rwlock(&tensor.storage_and_layout().0);
     let Some(mut guard) = lock.try_write_for(LOCK_WAIT) else {
         return Err(not_stored(content, info, "its storage stayed locked by other code"));
     };
-    let Storage::Cpu(current) = &mut *guard else {
-        return Err(not_stored(content, info, "its storage left the CPU meanwhile"));
+    let (Ok(current), Ok(new)) = (Buffer::of(&guard, info), Buffer::of(&content, info)) else {
+        return Err(not_stored(content, info, "its storage left for another device meanwhile"));
     };
-    if view::storage_dtype(current) != view::storage_dtype(&content) {
+    if current.device != new.device {
+        return Err(not_stored(content, info, "its storage left for another device meanwhile"));
+    }
+    if current.dtype != new.dtype {
         return Err(not_stored(content, info, "its storage changed its element type meanwhile"));
     }
-    let Ok(runs) = view::target_runs(current, tensor.layout(), info) else {
+    let Ok(runs) = view::target_runs(&current, tensor.layout(), info) else {
         return Err(not_stored(content, info, "its storage shrank meanwhile"));
     };
-    if view::covers_storage(current, tensor.layout()) {
-        let replaced = std::mem::replace(current, content);
+    if current.is_covered_by(tensor.layout()) {
+        let replaced = std::mem::replace(&mut *guard, content);
         drop(guard);
         // Unmapping a large buffer takes a while; readers need not wait for it.
-        drop(replaced);
-    } else {
-        scatter(current, &content, &runs);
+        view::let_go(replaced);
+        return Ok(());
     }
-    Ok(())
+    match (&mut *guard, content) {
+        (Storage::Cpu(current), Storage::Cpu(content)) => {
+            scatter(current, &content, &runs);
+            Ok(())
+        }
+        (_, content) => Err(not_stored(content, info, "its storage grew meanwhile")),
+    }
 }
 
 /// Copies consecutive elements of `content` to `runs`.
@@ -67,7 +75,7 @@ fn copy_runs<T: Copy>(target: &mut [T], mut content: &[T], runs: &[Run]) {
     }
 }
 
-fn not_stored(content: CpuStorage, info: &TensorInfo, reason: &'static str) -> TensorError {
-    let received = Box::new(Tensor::from((Storage::Cpu(content), info.shape.as_slice())));
+fn not_stored(content: Storage, info: &TensorInfo, reason: &'static str) -> TensorError {
+    let received = Box::new(Tensor::from((content, info.shape.as_slice())));
     TensorError::NotStored { tensor: info.clone(), reason, received }
 }

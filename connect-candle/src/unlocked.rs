@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "implements TargetMemory on the strength of the caller's promise")]
 
 use candle_core::Tensor;
+use connect_core::accelerator::Accelerators;
 use connect_core::{Connector, RdmaMetadata, Region, Report, TargetMemory, Task};
 
 use crate::Pending;
@@ -19,11 +20,11 @@ pub(crate) unsafe fn recv_into_unlocked<L: Send + 'static>(
     metadata: &RdmaMetadata,
     lease: L,
 ) -> Pending<(L, Report)> {
-    let regions = match target_regions(tensor, metadata) {
-        Ok(regions) => regions,
+    let (regions, accelerators) = match target_regions(tensor, metadata) {
+        Ok(target) => target,
         Err(error) => return Task::ready(Err(error)),
     };
-    let target = UnlockedTarget { regions, lease, _tensor: tensor.clone() };
+    let target = UnlockedTarget { regions, accelerators, lease, _tensor: tensor.clone() };
     Task::after(connector.begin_read(metadata, target), |begun| match begun {
         Ok(operation) => Task::after(operation.wait_for_completion(), |ended| {
             let received = ended.map_err(|failed| failed.error.into());
@@ -36,6 +37,7 @@ pub(crate) unsafe fn recv_into_unlocked<L: Send + 'static>(
 /// Elements of a living tensor. Dropped only when nothing writes to them any more.
 struct UnlockedTarget<L> {
     regions: Vec<Region>,
+    accelerators: Accelerators,
     lease: L,
     _tensor: Tensor,
 }
@@ -49,9 +51,16 @@ unsafe impl<L: Send + 'static> TargetMemory for UnlockedTarget<L> {
     fn regions(&mut self) -> Vec<Region> {
         self.regions.clone()
     }
+
+    fn accelerators(&self) -> Accelerators {
+        self.accelerators.clone()
+    }
 }
 
-fn target_regions(tensor: &Tensor, metadata: &RdmaMetadata) -> Result<Vec<Region>, TensorError> {
+fn target_regions(
+    tensor: &Tensor,
+    metadata: &RdmaMetadata,
+) -> Result<(Vec<Region>, Accelerators), TensorError> {
     let info = TensorInfo::new("", tensor);
     view::check_device(tensor.device(), &info)?;
     if tensor.elem_count() == 0 {
@@ -60,5 +69,6 @@ fn target_regions(tensor: &Tensor, metadata: &RdmaMetadata) -> Result<Vec<Region
     // Only for the look at the addresses: an offer of other blocks of the same pool may go on.
     let pin = hold::pin(tensor).map_err(|denied| denied.into_error(&info))?;
     let regions = view::target_regions(pin.storage(), tensor.layout(), &info)?;
-    view::split_to_match(&regions, &view::piece_lens(metadata), &info)
+    let accelerators = view::accelerator(pin.storage()).into_iter().collect();
+    Ok((view::split_to_match(&regions, &view::piece_lens(metadata), &info)?, accelerators))
 }

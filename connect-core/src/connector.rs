@@ -9,16 +9,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crate::accelerator::{self, Accelerator, Accelerators};
 use crate::clock::Clock;
 use crate::deadline::Deadline;
 use crate::driver::{Command, Deadlines, End, Keep, Mailbox, OpInfo, Port, Registration, Request, Start};
 use crate::error::{Error, Failed, Recovered};
 use crate::memory::{MemoryError, check_regions};
 use crate::op::pending::{Handle, source_ended, target_ended};
-use crate::op::slot::Slot;
+use crate::op::slot::{Outcome, Slot};
+use crate::op::state::Why;
 use crate::op::{
-    OperationKind, OperationName, Pending, ReadOperation, ReadableOperation, WritableOperation,
-    WriteOperation,
+    Completion, OperationKind, OperationName, OperationStatus, Pending, ReadOperation, ReadableOperation,
+    WritableOperation, WriteOperation,
 };
 use crate::stats::{self, Counters, Stats};
 use crate::transport::RegistrationId;
@@ -161,8 +163,8 @@ impl Connector {
     /// reach it, [`Error::ParkedLimit`] while too much memory of earlier operations is parked.
     pub fn create_readable<M: SourceMemory>(&self, memory: M) -> Pending<ReadableOperation> {
         let memory = Box::new(memory);
-        let regions = memory.regions();
-        match self.submit(OperationName::Readable, regions, None) {
+        let (regions, accelerators) = (memory.regions(), memory.accelerators());
+        match self.submit(OperationName::Readable, regions, accelerators, None) {
             Ok(submit) => submit.send(memory, ReadableOperation::new, source_ended),
             Err(error) => Pending::refused(error),
         }
@@ -174,8 +176,8 @@ impl Connector {
     /// As [`create_readable`](Self::create_readable); the memory comes back with the error.
     pub fn create_writable<M: TargetMemory>(&self, memory: M) -> Pending<WritableOperation<M>, Failed<M>> {
         let mut memory = Box::new(memory);
-        let regions = memory.regions();
-        match self.submit(OperationName::Writable, regions, None) {
+        let (regions, accelerators) = (memory.regions(), memory.accelerators());
+        match self.submit(OperationName::Writable, regions, accelerators, None) {
             Ok(submit) => submit.send(memory, WritableOperation::new, target_ended),
             Err(error) => Pending::refused(Failed { error, memory: Recovered::Returned(*memory) }),
         }
@@ -211,8 +213,8 @@ impl Connector {
         memory: M,
     ) -> Pending<ReadOperation<M>, Failed<M>> {
         let mut memory = Box::new(memory);
-        let regions = memory.regions();
-        match self.submit(OperationName::Read, regions, Some(metadata)) {
+        let (regions, accelerators) = (memory.regions(), memory.accelerators());
+        match self.submit(OperationName::Read, regions, accelerators, Some(metadata)) {
             Ok(submit) => submit.send(memory, ReadOperation::new, target_ended),
             Err(error) => Pending::refused(Failed { error, memory: Recovered::Returned(*memory) }),
         }
@@ -244,10 +246,10 @@ impl Connector {
     ) -> Pending<ReadOperation<M>, Failed<M>> {
         let mut memory = Box::new(memory);
         let regions = memory.beginning(metadata.total_bytes()).and_then(|region| cut(region, metadata));
-        match regions
-            .map_err(Error::from)
-            .and_then(|regions| self.submit(OperationName::Read, regions, Some(Cow::Borrowed(metadata))))
-        {
+        match regions.map_err(Error::from).and_then(|regions| {
+            let metadata = Some(Cow::Borrowed(metadata));
+            self.submit(OperationName::Read, regions, memory.accelerators(), metadata)
+        }) {
             Ok(submit) => submit.send(memory, ReadOperation::new, target_ended),
             Err(error) => Pending::refused(Failed { error, memory: Recovered::Returned(*memory) }),
         }
@@ -277,8 +279,8 @@ impl Connector {
 
     fn write<M: SourceMemory>(&self, memory: M, metadata: Cow<'_, RdmaMetadata>) -> Pending<WriteOperation> {
         let memory = Box::new(memory);
-        let regions = memory.regions();
-        match self.submit(OperationName::Write, regions, Some(metadata)) {
+        let (regions, accelerators) = (memory.regions(), memory.accelerators());
+        match self.submit(OperationName::Write, regions, accelerators, Some(metadata)) {
             Ok(submit) => submit.send(memory, WriteOperation::new, source_ended),
             Err(error) => Pending::refused(error),
         }
@@ -305,6 +307,35 @@ impl Connector {
         let handle = self.request(OperationName::ShutDown, 0, deadline.into());
         let command = Command::ShutDown(Request(Arc::clone(&handle.info)));
         self.ask(handle, command, |_, _| ())
+    }
+
+    /// Runs work that blocks on the thread of an accelerator, once all is done that was queued on the device: what
+    /// allocates its memory, or copies it to the host. For adapters.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the device failed, [`Error::DeadlineExceeded`]; the work may then go on by itself.
+    pub fn run_on<T: Send + 'static>(
+        &self,
+        accelerator: Arc<dyn Accelerator>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Completion<T> {
+        let handle = self.wait(self.info(OperationName::Prepare, 0, 0, self.deadline));
+        let (info, port) = (Arc::clone(&handle.info), self.core.port.clone());
+        accelerator::run_on_thread_of(accelerator.device(), move || {
+            if info.withdrawn.load(Ordering::Relaxed) || info.slot.is_settled() {
+                return;
+            }
+            let outcome = match accelerator::run(accelerator.as_ref(), work) {
+                Ok(made) => Outcome { result: Ok(info.waited()), memory: Some(Box::new(made)) },
+                Err(error) => Outcome { result: Err(error.into()), memory: None },
+            };
+            let status =
+                if outcome.result.is_ok() { OperationStatus::Complete } else { OperationStatus::Errored };
+            info.slot.settle(status, outcome, || {});
+            // The driver need not think of its deadline any more.
+            let _ = port.send(Command::Stop(info.id, Why::Cancelled));
+        });
+        Completion::new(handle, ran)
     }
 
     /// What the connector has done so far.
@@ -369,9 +400,10 @@ impl Connector {
         &self,
         name: OperationName,
         regions: Vec<Region>,
+        accelerators: Accelerators,
         remote: Option<Cow<'_, RdmaMetadata>>,
     ) -> Result<Submit, Error> {
-        let is_target = matches!(name, OperationName::Writable | OperationName::Read);
+        let is_target = name.is_incoming();
         check_regions(&regions, is_target)?;
         if let Some(metadata) = &remote {
             metadata.check_against(name.kind(), &regions)?;
@@ -384,7 +416,8 @@ impl Connector {
         })?;
         let info = self.info(name, bytes, regions.len(), self.deadline);
         stats::add(&counters.started, 1);
-        Ok(Submit { core: Arc::clone(&self.core), info, regions, remote: remote.map(Cow::into_owned) })
+        let remote = remote.map(Cow::into_owned);
+        Ok(Submit { core: Arc::clone(&self.core), info, regions, remote, accelerators })
     }
 
     fn request(&self, name: OperationName, bytes: u64, deadline: Deadline) -> Handle {
@@ -473,12 +506,20 @@ fn cut(region: Region, metadata: &RdmaMetadata) -> Result<Vec<Region>, MemoryErr
     metadata.descriptors().iter().map(piece).collect()
 }
 
+/// What work that ran somewhere else left behind.
+fn ran<T: 'static>(outcome: Outcome) -> Result<T, Error> {
+    outcome.result?;
+    let made = outcome.memory.and_then(|made| made.downcast::<T>().ok());
+    made.map(|made| *made).ok_or(Error::ShutDown)
+}
+
 /// A checked operation on its way to the driver.
 struct Submit {
     core: Arc<Core>,
     info: Arc<OpInfo>,
     regions: Vec<Region>,
     remote: Option<RdmaMetadata>,
+    accelerators: Accelerators,
 }
 
 impl Submit {
@@ -488,15 +529,24 @@ impl Submit {
         opened: fn(Handle, crate::op::slot::Opened) -> T,
         ended: fn(crate::op::slot::Outcome) -> E,
     ) -> Pending<T, E> {
-        let start = Start {
+        let start = Box::new(Start {
             info: Arc::clone(&self.info),
             regions: self.regions,
+            accelerators: self.accelerators,
+            refused: None,
             memory: Some(memory),
             remote: self.remote,
-        };
+        });
         self.core.deadlines.insert(&self.info);
-        // A start that can't be sent answers for itself when it is dropped.
-        drop(self.core.port.send(Command::Start(Box::new(start))));
+        match start.accelerators.first() {
+            None => start.send(&self.core.port),
+            Some(first) => {
+                let (device, port) = (first.device(), self.core.port.clone());
+                // Until the driver has it, it must not end: nobody else keeps the deadline then.
+                stats::add(&self.core.counters.awaiting_devices, 1);
+                accelerator::run_on_thread_of(device, move || start.send_when_produced(&port));
+            }
+        }
         Pending::new(Handle { info: self.info, core: self.core }, opened, ended)
     }
 }

@@ -85,7 +85,7 @@
 //! |---|---|---|---|
 //! | P1 | memory outlives the transfer | the state machine releases memory only after the transport said quiet (`op/state.rs`, [`transport::Quiescence`]) | `p1_p2_hold_in_every_order_of_events`, `p1_p2_p6_p7_hold_in_random_schedules_of_everything`, `p1_a_deadline_over_busy_memory_…` |
 //! | P2 | every wait ends | deadlines in the driver, and a second thread that answers while the driver is stuck (`driver/watchdog.rs`) | `d11_passive_wait_has_deadline`, `an_active_operation_with_a_stopped_peer_…`, `loom_p2_no_command_is_slept_through` |
-//! | P3 | complete means visible | `local`: complete only after the serving side's OK. NIXL: after its status, with the notification behind the last slice. GPU streams: later | `a_write_given_up_just_before_its_last_byte_is_copied_is_not_complete` |
+//! | P3 | complete means visible | `local`: complete only after the serving side's OK. NIXL: after its status, with the notification behind the last slice. GPUs: their contexts are waited for before and after ([`accelerator`]; shown on a fake driver) | `p3_received_memory_is_handed_out_only_after_its_device_sees_it`, `a_write_given_up_just_before_its_last_byte_is_copied_is_not_complete` |
 //! | P4 | a restarted peer is never taken for its predecessor | 48 random bits in each connector's name | `p4_a_restarted_python_worker_…`, `a_restarted_peer_is_not_taken_for_its_predecessor` |
 //! | P5 | a malformed or incompatible peer is refused before an address is used | the codecs in [`wire`], and each transport's own reader of its blob | `p5_a_blob_cut_anywhere_is_refused` and its neighbours, `wire/*/tests.rs` |
 //! | P6 | errors never collapse | [`Error`] keeps the first cause with its source | `d14_peer_killed_is_a_typed_error_…` |
@@ -100,6 +100,7 @@
 //!   [`transport::local`](transport::local#what-an-offer-allows).
 //! * NIXL can't call back a posted transfer, so a cancel may take as long as the transfer.
 
+pub mod accelerator;
 pub mod blocks;
 #[cfg(feature = "safetensors")]
 pub mod checkpoint;
@@ -128,6 +129,7 @@ pub mod transport;
 mod trial;
 pub mod wire;
 
+pub use accelerator::Accelerator;
 pub use connector::{Connector, ConnectorBuilder};
 pub use deadline::Deadline;
 pub use device::{Device, DeviceKind, ParseDeviceError};

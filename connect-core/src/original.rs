@@ -90,7 +90,7 @@
 //! |---|---|---|
 //! | D1 | copies a strided tensor silently; as a target the data lands in the copy | a view is a list of pieces: [`layout`](crate::layout), `d1_d2_a_strided_view_moves_its_own_bytes_and_no_copy_of_them` |
 //! | D2 | ignores strides of arrays | same test |
-//! | D3 | no order between GPU streams and transfers | later, with CUDA tensors; CPU tensors only until then |
+//! | D3 | no order between GPU streams and transfers | a device is waited for before an offer and after a receive ([`accelerator`](crate::accelerator)): `p3_memory_is_offered_only_after_its_device_has_produced_it_and_the_driver_goes_on_meanwhile`, `p3_what_another_thread_queued_is_in_what_a_peer_reads`. Shown on a fake driver, not on a GPU |
 //! | D4 | a released offer can still be read; a late read over TCP kills the offering process | revoked by a new agent, memory parked until then: `d4_stale_metadata_reads_nothing_once_the_memory_was_given_up`, `d4_a_late_read_over_tcp_does_not_kill_the_process_that_offered` |
 //! | D5 | raw pointers keep nothing alive | [`Descriptor::from_raw_parts`] is `unsafe` and takes an owner |
 //! | D6 | immutable `bytes` as a target | [`TargetMemory`] is another trait |
@@ -131,7 +131,7 @@
 //! | D41 | accepts lists of anything | types |
 //! | D42 | no way to oneself | `local`: a connector can be its own peer. NIXL: two connectors of one process; one alone is refused by name |
 //! | D43 | device stated, not checked | memory says where it is; raw parts are `unsafe` |
-//! | D44 | one kind of memory in one operation | the same, refused by name ([`MemoryError::MixedDevices`](crate::MemoryError::MixedDevices)) |
+//! | D44 | one kind of memory in one operation | any, split inside: `memory_of_several_kinds_is_one_offer_and_one_transfer_with_its_devices_in_order`; the original reads such a document and refuses to act on it |
 //! | D45 | no dtype or shape; unknown dtypes become float32 | [`TensorEnvelope`], [`DType`]: `an_unknown_name_is_an_error_and_never_float32` |
 //! | D46 | no version | [`ENVELOPE_VERSION`](crate::wire::ENVELOPE_VERSION); the inner document stays as it is |
 

@@ -53,11 +53,12 @@ impl Default for Stats {
 pub(crate) const DEFAULT_PARKED_LIMIT: u64 = 16 << 30;
 
 macro_rules! counters {
-    ($($name:ident),* $(,)?) => {
+    ($($name:ident),* $(,)? ; $($own:ident),*) => {
         /// The counters behind [`Stats`], shared by the driver and the handles.
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: AtomicU64,)*
+            $(pub(crate) $own: AtomicU64,)*
         }
 
         impl Counters {
@@ -84,7 +85,9 @@ counters!(
     refused,
     registrations,
     registration_hits,
-    unmatched_notifications,
+    unmatched_notifications;
+    // Operations that wait for an accelerator, before they begin or after they ended. Nobody's business but ours.
+    awaiting_devices
 );
 
 impl Counters {

@@ -1,5 +1,6 @@
 //! The driver's last steps: ending what is open, waiting for what is in flight, letting the transport go.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{Driver, Request, channel};
@@ -32,7 +33,8 @@ impl Driver {
     /// Says whether the driver is done. Offers whose peers are unknown become quiet when the transport
     /// itself is gone, so only transfers in flight are waited for.
     pub(super) fn finish_closing(&mut self, now: Instant) -> bool {
-        let done = !self.transport.has_transfers_in_flight();
+        let awaited = self.counters.awaiting_devices.load(Ordering::Relaxed) > 0;
+        let done = !self.transport.has_transfers_in_flight() && !awaited;
         let waiting = self.closing.as_mut().map(std::mem::take).unwrap_or_default();
         let (answered, still_waiting): (Vec<_>, Vec<_>) =
             waiting.into_iter().partition(|Request(info)| done || info.deadline.is_some_and(|at| at <= now));

@@ -44,6 +44,7 @@ use registrations::Registrations;
 pub(crate) use registrations::{Keep, Registration};
 pub(crate) use watchdog::Deadlines;
 
+use crate::accelerator;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::op::OperationStatus;
@@ -55,6 +56,7 @@ use crate::transport::{
     TransportEvent, TransportFactory,
 };
 use crate::wire::RdmaMetadata;
+use crate::{Device, Region};
 
 /// Commands taken up in one round, so that a flood of new operations does not starve those in flight.
 const COMMANDS_PER_ROUND: usize = 64;
@@ -289,6 +291,8 @@ impl Driver {
     fn start(&mut self, start: Start) {
         let info = Arc::clone(&start.info);
         let _entered = info.span.clone().entered();
+        let (mut start, late) = (start, info.slot.is_settled());
+        let refused = start.refused.take().map(Error::Memory);
         let mut operation = Operation::new(start);
         stats::add(&self.counters.open, 1);
         if self.closing.is_some() {
@@ -301,6 +305,10 @@ impl Driver {
                 step.verdict.unwrap_or(Verdict::Stopped(Why::Cancelled)),
                 true,
             );
+        }
+        if let Some(error) = refused.or_else(|| late.then(|| info.deadline_exceeded())) {
+            // Late is what waited for its device until the watchdog had answered.
+            return self.refuse(operation, error);
         }
         if let Some(deadline) = info.deadline {
             self.next_deadline = Some(self.next_deadline.map_or(deadline, |next| next.min(deadline)));
@@ -329,9 +337,8 @@ impl Driver {
     fn open(&mut self, operation: &mut Operation) -> Result<Opened, Error> {
         let info = Arc::clone(&operation.info);
         let failed = |source| Error::Transport { context: info.context(), source };
-        if let Some(device) = operation.regions.first().map(|region| region.device()) {
-            self.transport.check_device(device).map_err(failed)?;
-        }
+        accelerator::bind(&operation.accelerators)?;
+        check_devices(self.transport.as_ref(), "of this side", &operation.regions).map_err(failed)?;
         let Some(remote) = operation.remote.take() else {
             let key = uuid::Uuid::new_v4().to_string();
             let offer = Offer { kind: info.name.kind(), regions: &operation.regions, key: &key };
@@ -353,6 +360,8 @@ impl Driver {
             operation.offer = Some((offer_id, key));
             return Ok(Opened { metadata: Some(metadata), ..Opened::default() });
         };
+        let remote_regions = remote.regions();
+        check_devices(self.transport.as_ref(), "of the peer", &remote_regions).map_err(failed)?;
         let now = self.clock.now();
         let (peer, name) = self.peers.connect(self.transport.as_mut(), &remote, now, failed)?;
         let _ = info.peer.set(name.clone());
@@ -360,7 +369,7 @@ impl Driver {
             peer,
             kind: info.name.kind(),
             local: &operation.regions,
-            remote: &remote.regions(),
+            remote: &remote_regions,
             key: remote.notification_key(),
         };
         // SAFETY: as for the offer above; the transport is dropped only without transfers in flight.
@@ -443,6 +452,7 @@ impl Driver {
         let id = operation.info.id;
         // The peer is done with the memory, whatever this side thinks of the operation by now.
         operation.ending = true;
+        operation.bind();
         let offer = operation.offer.as_ref().map(|(offer, _)| *offer);
         match offer.map_or(Quiescence::Quiet, |offer| self.transport.end_offer(offer, true)) {
             Quiescence::Quiet => self.happened(id, Event::Completed),
@@ -484,6 +494,7 @@ impl Driver {
         let (Some((transfer, peer)), Phase::Open) = (operation.transfer, operation.machine.phase()) else {
             return true;
         };
+        operation.bind();
         match self.transport.poll(transfer) {
             Ok(TransferState::Pending { advanced }) => {
                 operation.advanced = advanced;
@@ -538,6 +549,7 @@ impl Driver {
     fn let_go(&mut self, id: u64) -> Quiescence {
         let Some(operation) = self.operations.get_mut(&id) else { return Quiescence::Quiet };
         let first = !std::mem::replace(&mut operation.ending, true);
+        operation.bind();
         match (&operation.offer, operation.transfer) {
             (Some((offer, _)), _) if first => self.transport.end_offer(*offer, false),
             (Some((offer, _)), _) => self.transport.offer_is_quiet(*offer),
@@ -585,4 +597,24 @@ impl Driver {
         self.next_watch = watching.then(|| now + interval);
         ended
     }
+}
+
+/// Asks the transport about each device that the regions are on. A refusal names the first descriptor there.
+fn check_devices(transport: &dyn Transport, whose: &str, regions: &[Region]) -> Result<(), TransportError> {
+    let mut checked: Vec<Device> = Vec::new();
+    for (index, region) in regions.iter().enumerate() {
+        let device = region.device();
+        if checked.contains(&device) {
+            continue;
+        }
+        transport.check_device(device).map_err(|error| match error {
+            TransportError::UnsupportedDevice { device, reason } if index > 0 => {
+                let reason = format!("descriptor {index} {whose}: {reason}");
+                TransportError::UnsupportedDevice { device, reason }
+            }
+            other => other,
+        })?;
+        checked.push(device);
+    }
+    Ok(())
 }

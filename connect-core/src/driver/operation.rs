@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::{OpInfo, Start};
 use crate::Region;
+use crate::accelerator::{self, Accelerators};
 use crate::error::Error;
 use crate::op::slot::Outcome;
 use crate::op::state::Machine;
@@ -19,6 +20,8 @@ pub(super) struct Operation {
     pub(super) info: Arc<OpInfo>,
     pub(super) machine: Machine,
     pub(super) regions: Vec<Region>,
+    /// The devices that the memory is on.
+    pub(super) accelerators: Accelerators,
     /// Owns the regions. Dropped only when the machine says `Release`, see the drop order in `Driver::forget`.
     pub(super) memory: Option<Box<dyn Any + Send>>,
     pub(super) remote: Option<RdmaMetadata>,
@@ -46,6 +49,7 @@ impl Operation {
             info: Arc::clone(&start.info),
             machine: Machine::new(),
             regions: std::mem::take(&mut start.regions),
+            accelerators: std::mem::take(&mut start.accelerators),
             memory: start.memory.take(),
             remote: start.remote.take(),
             offer: None,
@@ -58,6 +62,14 @@ impl Operation {
             watched: false,
             parked: false,
             grace_ends: now,
+        }
+    }
+
+    /// Gets this thread ready for a call of the transport about the operation's memory, or for freeing it. What can't
+    /// be used any more must still be let go of, so this only logs.
+    pub(super) fn bind(&self) {
+        if let Err(error) = accelerator::bind(&self.accelerators) {
+            tracing::warn!(parent: &self.info.span, %error, "no context for the transport to find");
         }
     }
 

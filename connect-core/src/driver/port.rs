@@ -5,7 +5,9 @@ use std::sync::{Arc, OnceLock};
 
 use super::{Keep, OpInfo};
 use crate::Region;
+use crate::accelerator::{self, Accelerators};
 use crate::error::Error;
+use crate::memory::MemoryError;
 use crate::op::OperationStatus;
 use crate::op::slot::Outcome;
 use crate::op::state::Why;
@@ -45,10 +47,28 @@ pub(crate) enum Command {
 pub(crate) struct Start {
     pub(crate) info: Arc<OpInfo>,
     pub(crate) regions: Vec<Region>,
+    /// The devices that the memory is on, for which was waited.
+    pub(crate) accelerators: Accelerators,
+    /// They failed, and the operation with them.
+    pub(crate) refused: Option<MemoryError>,
     /// `Some` until the driver takes it.
     pub(crate) memory: Option<Box<dyn Any + Send>>,
     /// The peer's metadata, for an active operation.
     pub(crate) remote: Option<RdmaMetadata>,
+}
+
+impl Start {
+    /// On its way to the driver. One that can't be sent answers for itself when it is dropped.
+    pub(crate) fn send(self: Box<Self>, port: &Port) {
+        drop(port.send(Command::Start(self)));
+    }
+
+    /// The same, once all is done that was queued for its memory. This blocks.
+    pub(crate) fn send_when_produced(mut self: Box<Self>, port: &Port) {
+        self.refused = accelerator::synchronize(&self.accelerators).err();
+        stats::sub(&self.info.counters.awaiting_devices, 1);
+        self.send(port);
+    }
 }
 
 impl Drop for Start {

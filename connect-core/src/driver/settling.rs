@@ -5,11 +5,12 @@
 use std::sync::Arc;
 
 use super::operation::Operation;
-use super::{CANCEL_GRACE, Driver};
+use super::{CANCEL_GRACE, Deadlines, Driver, OpInfo};
+use crate::accelerator::{self, Accelerator};
 use crate::error::{Cancellation, Error};
 use crate::op::slot::Outcome;
 use crate::op::state::{Event, Memory, Verdict, Why};
-use crate::op::{OperationKind, Report};
+use crate::op::{OperationStatus, Report};
 use crate::stats;
 
 impl Driver {
@@ -41,7 +42,6 @@ impl Driver {
     /// Tells the caller how an operation ended, and hands over its memory if that is quiet.
     pub(super) fn settle(&mut self, operation: &mut Operation, verdict: Verdict, quiet: bool) {
         let info = Arc::clone(&operation.info);
-        self.deadlines.remove(&info);
         stats::sub(&self.counters.open, 1);
         let result = self.verdict_to_result(operation, verdict, quiet);
         let memory = if quiet { operation.memory.take() } else { None };
@@ -54,23 +54,23 @@ impl Driver {
             Ok(report) => tracing::debug!(parent: &info.span, ?report, "complete"),
             Err(error) => tracing::debug!(parent: &info.span, %error, parked = !quiet, "ended"),
         }
-        let outgoing = info.name.is_passive() == (info.name.kind() == OperationKind::Read);
-        let moved = if outgoing { &self.counters.bytes_sent } else { &self.counters.bytes_received };
-        let counted = match verdict {
-            Verdict::Complete => &self.counters.completed,
-            Verdict::Stopped(Why::Cancelled) => &self.counters.cancelled,
-            Verdict::Failed | Verdict::Stopped(_) => &self.counters.failed,
-        };
-        // The watchdog may have answered, and counted, for this thread; then the memory is simply freed.
-        info.slot.settle(operation.machine.status(), Outcome { result, memory }, || {
-            stats::add(counted, 1);
-            if verdict == Verdict::Complete {
-                stats::add(moved, info.bytes);
+        let (status, deadlines) = (operation.machine.status(), Arc::clone(&self.deadlines));
+        let arrived = verdict == Verdict::Complete && info.name.is_incoming();
+        let ending = Ending { info, verdict, status, outcome: Outcome { result, memory }, deadlines };
+        match operation.accelerators.first() {
+            Some(first) if arrived => {
+                let (accelerators, wake) = (operation.accelerators.clone(), self.transport.waker());
+                stats::add(&self.counters.awaiting_devices, 1);
+                accelerator::run_on_thread_of(first.device(), move || {
+                    let counters = Arc::clone(&ending.info.counters);
+                    ending.tell_when_visible(&accelerators);
+                    stats::sub(&counters.awaiting_devices, 1);
+                    // For a driver that wants to end.
+                    wake();
+                });
             }
-            if verdict == Verdict::Stopped(Why::Deadline) {
-                stats::add(&self.counters.deadlines_missed, 1);
-            }
-        });
+            _ => ending.tell(),
+        }
     }
 
     fn verdict_to_result(
@@ -102,6 +102,7 @@ impl Driver {
             self.offers.remove(offer);
             self.keys.remove(key);
         }
+        operation.bind();
         // It counts as parked until it is gone.
         drop(operation.memory.take());
         if operation.parked {
@@ -109,5 +110,48 @@ impl Driver {
             stats::sub(&self.counters.parked_bytes, operation.info.bytes);
             tracing::debug!(parent: &operation.info.span, "parked memory is quiet and freed");
         }
+    }
+}
+
+/// What the caller of an operation is about to be told. Until then the watchdog keeps the deadline.
+struct Ending {
+    info: Arc<OpInfo>,
+    verdict: Verdict,
+    status: OperationStatus,
+    outcome: Outcome,
+    deadlines: Arc<Deadlines>,
+}
+
+impl Ending {
+    fn tell(self) {
+        let Self { info, verdict, status, outcome, deadlines } = self;
+        deadlines.remove(&info);
+        let counters = &info.counters;
+        let moved = if info.name.is_incoming() { &counters.bytes_received } else { &counters.bytes_sent };
+        let counted = match verdict {
+            Verdict::Complete => &counters.completed,
+            Verdict::Stopped(Why::Cancelled) => &counters.cancelled,
+            Verdict::Failed | Verdict::Stopped(_) => &counters.failed,
+        };
+        // The watchdog may have answered, and counted, in the meantime; then the memory is simply freed.
+        info.slot.settle(status, outcome, || {
+            stats::add(counted, 1);
+            if verdict == Verdict::Complete {
+                stats::add(moved, info.bytes);
+            }
+            if verdict == Verdict::Stopped(Why::Deadline) {
+                stats::add(&counters.deadlines_missed, 1);
+            }
+        });
+    }
+
+    /// The same, once the device sees what arrived (P3). This blocks.
+    fn tell_when_visible(mut self, accelerators: &[Arc<dyn Accelerator>]) {
+        if let Err(error) = accelerator::synchronize(accelerators) {
+            self.verdict = Verdict::Failed;
+            self.status = OperationStatus::Errored;
+            self.outcome.result = Err(Error::Memory(error));
+        }
+        self.tell();
     }
 }

@@ -1,5 +1,7 @@
 //! The driver over a scripted transport: a double that moves nothing and answers as each test says.
 
+mod accelerators;
+mod mixed;
 mod registrations;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,6 +22,9 @@ use crate::{
     TargetMemory,
 };
 
+/// Where a transfer's memory is, here and there, piece by piece.
+type DevicePairs = Vec<(Device, Device)>;
+
 /// What the scripted transport does.
 #[derive(Clone, Default)]
 struct Script {
@@ -31,6 +36,8 @@ struct Script {
     registered: Arc<AtomicUsize>,
     busy: Arc<AtomicBool>,
     offers: Arc<AtomicUsize>,
+    /// Where each transfer's memory was, here and there.
+    begun: Arc<Mutex<Vec<DevicePairs>>>,
     /// How many peers were met.
     met: Arc<AtomicUsize>,
     forgotten: Arc<Mutex<Vec<PeerId>>>,
@@ -121,7 +128,10 @@ unsafe impl Transport for Scripted {
         self.script.forgotten.lock().unwrap().push(peer);
     }
 
-    unsafe fn begin(&mut self, _: &Transfer<'_>) -> Result<TransferId, TransportError> {
+    unsafe fn begin(&mut self, transfer: &Transfer<'_>) -> Result<TransferId, TransportError> {
+        let pairs = transfer.local.iter().zip(transfer.remote);
+        let devices = pairs.map(|(local, remote)| (local.device(), remote.device())).collect();
+        self.script.begun.lock().unwrap().push(devices);
         Ok(TransferId(1))
     }
 

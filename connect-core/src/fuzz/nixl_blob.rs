@@ -31,9 +31,9 @@ pub(super) fn nixl_blob(input: &[u8]) {
     for region in blob.regions.iter().take(8) {
         check_cover(&blob.regions, &reach, region);
     }
-    assert_eq!(splice(input, input).as_deref(), Some(input));
+    assert_eq!(splice(input, &[input]).as_deref(), Some(input));
     for (connection, memory) in [(input, OTHER), (OTHER, input)] {
-        let spliced = splice(connection, memory).expect("both are blobs");
+        let spliced = splice(connection, &[memory]).expect("both are blobs");
         let [spliced, connection, memory] = [&spliced, connection, memory].map(parse);
         assert_eq!((spliced.agent, spliced.regions), (connection.agent, memory.regions));
     }
@@ -80,6 +80,6 @@ fn the_golden_blob_is_read_and_spliced() {
     let memory = OTHER.windows(10).position(|window| window == b"MemSection").expect("it has one");
     let none = [&OTHER[..memory], b"MemSection|nixlSecElms\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0|"].concat();
     assert_eq!(parse(&none).regions, []);
-    assert_eq!(splice(&none, OTHER).as_deref(), Some(OTHER));
-    assert_eq!(splice(OTHER, &none), Some(none));
+    assert_eq!(splice(&none, &[OTHER]).as_deref(), Some(OTHER));
+    assert_eq!(splice(OTHER, &[&none]), Some(none));
 }

@@ -5,6 +5,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::accelerator::Accelerators;
+
 use super::{MemoryError, Region, SourceMemory, TargetMemory, beginning};
 use crate::Device;
 
@@ -25,6 +27,7 @@ use crate::Device;
 #[derive(Clone)]
 pub struct Descriptor {
     region: Region,
+    accelerators: Accelerators,
     owner: Arc<dyn Any + Send + Sync>,
 }
 
@@ -50,8 +53,10 @@ impl Descriptor {
         if regions.is_empty() {
             return Err(MemoryError::Empty);
         }
+        let accelerators = memory.accelerators();
         let owner: Arc<dyn Any + Send + Sync> = Arc::new(memory);
-        Ok(regions.into_iter().map(|region| Self { region, owner: Arc::clone(&owner) }).collect())
+        let one = |region| Self { region, accelerators: accelerators.clone(), owner: Arc::clone(&owner) };
+        Ok(regions.into_iter().map(one).collect())
     }
 
     /// Describes memory that `owner` keeps valid, for owners this crate does not know.
@@ -68,7 +73,8 @@ impl Descriptor {
         len: u64,
         owner: impl Any + Send + Sync,
     ) -> Result<Self, MemoryError> {
-        Ok(Self { region: Region::new(device, addr, len)?, owner: Arc::new(owner) })
+        let accelerators = Accelerators::new();
+        Ok(Self { region: Region::new(device, addr, len)?, accelerators, owner: Arc::new(owner) })
     }
 
     /// Where the memory lives.
@@ -97,8 +103,20 @@ impl Descriptor {
     /// # Errors
     /// An empty range, or one that reaches past the end.
     pub fn slice(&self, range: Range<u64>) -> Result<Self, MemoryError> {
-        Ok(Self { region: self.region.slice(range)?, owner: Arc::clone(&self.owner) })
+        let (accelerators, owner) = (self.accelerators.clone(), Arc::clone(&self.owner));
+        Ok(Self { region: self.region.slice(range)?, accelerators, owner })
     }
+}
+
+/// The devices of several pieces of memory, each once.
+fn each_once<'a>(of: impl Iterator<Item = &'a Accelerators>) -> Accelerators {
+    let mut all = Accelerators::new();
+    for one in of.flatten() {
+        if !all.iter().any(|other| other.device() == one.device()) {
+            all.push(Arc::clone(one));
+        }
+    }
+    all
 }
 
 impl fmt::Debug for Descriptor {
@@ -113,12 +131,20 @@ unsafe impl SourceMemory for Descriptor {
     fn regions(&self) -> Vec<Region> {
         vec![self.region]
     }
+
+    fn accelerators(&self) -> Accelerators {
+        self.accelerators.clone()
+    }
 }
 
 // SAFETY: as for Descriptor, each element for itself.
 unsafe impl SourceMemory for Vec<Descriptor> {
     fn regions(&self) -> Vec<Region> {
         self.iter().map(|descriptor| descriptor.region).collect()
+    }
+
+    fn accelerators(&self) -> Accelerators {
+        each_once(self.iter().map(|descriptor| &descriptor.accelerators))
     }
 }
 
@@ -141,6 +167,7 @@ unsafe impl SourceMemory for Vec<Descriptor> {
 /// ```
 pub struct DescriptorMut {
     region: Region,
+    accelerators: Accelerators,
     owner: Arc<Exclusive>,
 }
 
@@ -175,8 +202,10 @@ impl DescriptorMut {
         if regions.is_empty() {
             return Err(MemoryError::Empty);
         }
+        let accelerators = memory.accelerators();
         let owner = Arc::new(Exclusive(memory));
-        Ok(regions.into_iter().map(|region| Self { region, owner: Arc::clone(&owner) }).collect())
+        let one = |region| Self { region, accelerators: accelerators.clone(), owner: Arc::clone(&owner) };
+        Ok(regions.into_iter().map(one).collect())
     }
 
     /// Describes memory that `owner` keeps valid, for owners this crate does not know.
@@ -194,7 +223,9 @@ impl DescriptorMut {
         len: u64,
         owner: impl Any + Send,
     ) -> Result<Self, MemoryError> {
-        Ok(Self { region: Region::new(device, addr, len)?, owner: Arc::new(Exclusive(Box::new(owner))) })
+        let accelerators = Accelerators::new();
+        let owner = Arc::new(Exclusive(Box::new(owner)));
+        Ok(Self { region: Region::new(device, addr, len)?, accelerators, owner })
     }
 
     /// Where the memory lives.
@@ -223,7 +254,7 @@ impl DescriptorMut {
     /// # Errors
     /// An empty range, or one that reaches past the end.
     pub fn slice(self, range: Range<u64>) -> Result<Self, MemoryError> {
-        Ok(Self { region: self.region.slice(range)?, owner: self.owner })
+        Ok(Self { region: self.region.slice(range)?, ..self })
     }
 
     /// Cuts the descriptor into `0..mid` and `mid..len`.
@@ -233,7 +264,8 @@ impl DescriptorMut {
     pub fn split_at(self, mid: u64) -> Result<(Self, Self), MemoryError> {
         let left = self.region.slice(0..mid)?;
         let right = self.region.slice(mid..self.region.len())?;
-        Ok((Self { region: left, owner: Arc::clone(&self.owner) }, Self { region: right, owner: self.owner }))
+        let (accelerators, owner) = (self.accelerators.clone(), Arc::clone(&self.owner));
+        Ok((Self { region: left, accelerators, owner }, Self { region: right, ..self }))
     }
 
     /// Gives the owner back, if this is its last descriptor and `M` is its type; else the descriptor.
@@ -241,13 +273,13 @@ impl DescriptorMut {
         if !self.owner.0.is::<M>() {
             return Err(self);
         }
-        let region = self.region;
-        match Arc::try_unwrap(self.owner) {
+        let Self { region, accelerators, owner } = self;
+        match Arc::try_unwrap(owner) {
             Ok(Exclusive(memory)) => match memory.downcast::<M>() {
                 Ok(memory) => Ok(*memory),
-                Err(memory) => Err(Self { region, owner: Arc::new(Exclusive(memory)) }),
+                Err(memory) => Err(Self { region, accelerators, owner: Arc::new(Exclusive(memory)) }),
             },
-            Err(owner) => Err(Self { region, owner }),
+            Err(owner) => Err(Self { region, accelerators, owner }),
         }
     }
 }
@@ -265,6 +297,10 @@ unsafe impl TargetMemory for DescriptorMut {
         vec![self.region]
     }
 
+    fn accelerators(&self) -> Accelerators {
+        self.accelerators.clone()
+    }
+
     /// Parts cut off it are not written either, so whoever has the owner back knows nothing of its bytes.
     fn beginning(&mut self, bytes: u64) -> Result<Region, MemoryError> {
         beginning(&[self.region], bytes)
@@ -275,6 +311,10 @@ unsafe impl TargetMemory for DescriptorMut {
 unsafe impl TargetMemory for Vec<DescriptorMut> {
     fn regions(&mut self) -> Vec<Region> {
         self.iter().map(|descriptor| descriptor.region).collect()
+    }
+
+    fn accelerators(&self) -> Accelerators {
+        each_once(self.iter().map(|descriptor| &descriptor.accelerators))
     }
 }
 

@@ -8,6 +8,8 @@ mod buffers;
 mod descriptor;
 mod region;
 
+use crate::accelerator::Accelerators;
+
 pub use descriptor::{Descriptor, DescriptorMut};
 pub(crate) use region::check_regions;
 pub(crate) use region::joined;
@@ -31,6 +33,12 @@ pub use region::{MAX_DESCRIPTORS, MemoryError, Region};
 pub unsafe trait SourceMemory: Send + Sync + 'static {
     /// The contiguous pieces, in the order in which their bytes make up the content.
     fn regions(&self) -> Vec<Region>;
+
+    /// The devices whose queues the memory depends on, each once: an operation waits for them before a peer can reach
+    /// it. None for system memory.
+    fn accelerators(&self) -> Accelerators {
+        Accelerators::new()
+    }
 }
 
 /// Memory that a peer may write while an operation holds it, and that the operation gives back at its end.
@@ -48,6 +56,12 @@ pub unsafe trait SourceMemory: Send + Sync + 'static {
 pub unsafe trait TargetMemory: Send + 'static {
     /// The contiguous pieces, in the order in which the incoming bytes fill them.
     fn regions(&mut self) -> Vec<Region>;
+
+    /// The devices whose queues the memory depends on, each once: an operation waits for them before a peer can reach
+    /// it, and again before it hands it back filled. None for system memory.
+    fn accelerators(&self) -> Accelerators {
+        Accelerators::new()
+    }
 
     /// The first `bytes` bytes, for an operation that may fill less than all
     /// ([`Connector::begin_read_into`](crate::Connector::begin_read_into)). What is said of

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::{Completion, ReadableOperation, Report};
+use crate::accelerator::Accelerators;
 use crate::connector::Connector;
 use crate::error::Error;
 use crate::task::{Task, Wait};
@@ -107,6 +108,10 @@ struct Shared<M>(Arc<M>);
 unsafe impl<M: SourceMemory> SourceMemory for Shared<M> {
     fn regions(&self) -> Vec<Region> {
         self.0.regions()
+    }
+
+    fn accelerators(&self) -> Accelerators {
+        self.0.accelerators()
     }
 }
 

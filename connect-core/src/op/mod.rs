@@ -124,28 +124,30 @@ pub enum OperationName {
     Notify,
     /// Waits for a slot of a slab.
     Take,
+    /// Waits for work on an accelerator's thread.
+    Prepare,
     /// Ends the connector.
     ShutDown,
 }
 
 impl OperationName {
-    /// Whether this side only waits while the peer acts.
-    pub(crate) const fn is_passive(self) -> bool {
-        matches!(self, Self::Readable | Self::Writable)
+    /// Whether bytes come into this side's memory.
+    pub(crate) const fn is_incoming(self) -> bool {
+        matches!(self, Self::Read | Self::Writable)
     }
 
     /// The direction of the bytes.
     pub(crate) const fn kind(self) -> OperationKind {
         match self {
             Self::Writable | Self::Write => OperationKind::Write,
-            // The last six move nothing.
-            Self::Readable
-            | Self::Read
-            | Self::Connect
+            Self::Readable | Self::Read => OperationKind::Read,
+            // These move nothing.
+            Self::Connect
             | Self::Register
             | Self::Describe
             | Self::Notify
             | Self::Take
+            | Self::Prepare
             | Self::ShutDown => OperationKind::Read,
         }
     }
@@ -163,6 +165,7 @@ impl fmt::Display for OperationName {
             Self::Describe => "describe",
             Self::Notify => "notify",
             Self::Take => "take",
+            Self::Prepare => "prepare",
             Self::ShutDown => "shutdown",
         })
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::accelerator::Accelerators;
 use crate::connector::Connector;
 use crate::driver::Registration;
 use crate::error::Error;
@@ -63,6 +64,10 @@ impl Connector {
 unsafe impl<M: SourceMemory> SourceMemory for Registered<M> {
     fn regions(&self) -> Vec<Region> {
         self.memory.regions()
+    }
+
+    fn accelerators(&self) -> Accelerators {
+        self.memory.accelerators()
     }
 }
 

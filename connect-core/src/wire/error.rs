@@ -1,7 +1,7 @@
 //! Why a document from a peer was refused.
 
 use crate::memory::MemoryError;
-use crate::{Device, OperationKind, ParseDeviceError};
+use crate::{OperationKind, ParseDeviceError};
 
 /// Why a metadata document or tensor envelope was refused. Nothing was done with the addresses in it (P5).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,18 +39,6 @@ pub enum MetadataError {
     /// The descriptors' lengths add up to more than 64 bits can count.
     #[error("the descriptors' sizes add up to 2^64 bytes or more")]
     TotalOverflow,
-    /// The document offers memory of several kinds. One operation moves one kind; split it.
-    #[error(
-        "the document offers memory of several kinds: descriptor 0 on {first}, descriptor {index} on {other}"
-    )]
-    MixedDevices {
-        /// The first descriptor's device.
-        first: Device,
-        /// Which descriptor differs.
-        index: usize,
-        /// And where it is.
-        other: Device,
-    },
     /// The document's kind of operation is none.
     #[error("operation_kind {value} is neither 1 (READ) nor 2 (WRITE)")]
     UnknownKind {

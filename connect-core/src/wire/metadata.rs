@@ -155,11 +155,12 @@ impl RdmaMetadata {
     }
 
     /// Checks that an operation over `local` memory fits this document: the direction is the one offered,
-    /// the memory on offer is of one kind, and the descriptors match one to one in number and length.
+    /// and the descriptors match one to one in number and length. Where the memory is, on either side, is for the
+    /// transport to say.
     ///
     /// # Errors
-    /// [`WrongKind`](MetadataError::WrongKind), [`CountMismatch`](MetadataError::CountMismatch),
-    /// [`LengthMismatch`](MetadataError::LengthMismatch) or [`MixedDevices`](MetadataError::MixedDevices).
+    /// [`WrongKind`](MetadataError::WrongKind), [`CountMismatch`](MetadataError::CountMismatch) or
+    /// [`LengthMismatch`](MetadataError::LengthMismatch).
     pub fn check_against(&self, wanted: OperationKind, local: &[Region]) -> Result<(), MetadataError> {
         if self.operation_kind != wanted {
             return Err(MetadataError::WrongKind { offered: self.operation_kind, wanted });
@@ -167,7 +168,6 @@ impl RdmaMetadata {
         if self.descriptors.len() != local.len() {
             return Err(MetadataError::CountMismatch { local: local.len(), remote: self.descriptors.len() });
         }
-        let first = self.descriptors[0].device();
         for (index, (remote, local)) in self.descriptors.iter().zip(local).enumerate() {
             if remote.size() != local.len() {
                 return Err(MetadataError::LengthMismatch {
@@ -175,10 +175,6 @@ impl RdmaMetadata {
                     local: local.len(),
                     remote: remote.size(),
                 });
-            }
-            let other = remote.device();
-            if other.kind() != first.kind() {
-                return Err(MetadataError::MixedDevices { first, index, other });
             }
         }
         Ok(())

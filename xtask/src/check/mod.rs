@@ -13,6 +13,8 @@ use anyhow::Result;
 use crate::bench;
 use crate::cargo::{cargo, require_peers};
 use crate::demo;
+use crate::fakecuda;
+use crate::gpu_bundle;
 use crate::process;
 use crate::promises;
 use crate::setup::Group;
@@ -43,6 +45,12 @@ pub(crate) const STEPS: &[Step] = &[
         run: |_| promises::check(),
     },
     Step { name: "clippy", what: "no lint fires in what a plain build touches", needs: &[], run: clippy },
+    Step {
+        name: "cuda",
+        what: "connect-candle with CUDA: lints, and stream ordering on a fake driver that is no GPU",
+        needs: &[],
+        run: cuda,
+    },
     Step { name: "test", what: "tests of a plain build: no NIXL, Python or libtorch", needs: &[], run: test },
     Step {
         name: "setup",
@@ -81,6 +89,12 @@ pub(crate) const STEPS: &[Step] = &[
         what: "the library crates package and build from it",
         needs: &[Group::Torch],
         run: |_| package::check(),
+    },
+    Step {
+        name: "gpu",
+        what: "the suite for machines with a GPU builds, and refuses this one and the fake driver",
+        needs: &[Group::Nixl],
+        run: gpu_bundle::check,
     },
     Step {
         name: "demo",
@@ -144,6 +158,16 @@ fn doc(_: &mut Outcome) -> Result<()> {
 
 fn test(outcome: &mut Outcome) -> Result<()> {
     counted(&mut tests(&[]), outcome)
+}
+
+fn cuda(outcome: &mut Outcome) -> Result<()> {
+    let selection = ["--locked", "--package", "connect-candle", "--features", "cuda"];
+    let mut clippy = cargo("clippy");
+    clippy.args(selection).args(["--all-targets", "--", "-D", "warnings"]);
+    process::run(fakecuda::with(&mut clippy)?)?;
+    let mut tests = cargo("test");
+    tests.args(selection).args(["--no-fail-fast", "--lib", "--tests"]);
+    counted(fakecuda::with(&mut tests)?, outcome)
 }
 
 fn test_nixl(outcome: &mut Outcome) -> Result<()> {

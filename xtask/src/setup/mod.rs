@@ -32,7 +32,10 @@ pub(crate) struct Args {
     /// Older NIXL releases for the compatibility test (180 MB)
     #[arg(long)]
     nixl_versions: bool,
-    /// All of these; the same as no option
+    /// NVIDIA's compiler, which only `gpu-bundle` uses (104 MB)
+    #[arg(long)]
+    cuda: bool,
+    /// All of these but --cuda; the same as no option
     #[arg(long)]
     all: bool,
     /// Only show each wheel, its version and why it is needed
@@ -47,8 +50,9 @@ impl Args {
             Group::Torch => self.torch,
             Group::Python => self.python,
             Group::NixlVersions => self.nixl_versions,
+            Group::Cuda => self.cuda,
         };
-        let named: Vec<Group> = Group::ALL.into_iter().filter(wanted).collect();
+        let named: Vec<Group> = Group::EVERY.into_iter().filter(wanted).collect();
         if self.all || named.is_empty() { Group::ALL.to_vec() } else { named }
     }
 }
@@ -72,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Makes sure that these groups, and what they need, are there and work. True if anything had to be done.
 pub(crate) fn ensure(wanted: &[Group]) -> Result<bool> {
-    let needed: Vec<Group> = Group::ALL
+    let needed: Vec<Group> = Group::EVERY
         .into_iter()
         .filter(|group| wanted.iter().any(|other| other == group || other.needs().contains(group)))
         .collect();

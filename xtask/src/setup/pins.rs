@@ -34,10 +34,16 @@ pub(crate) enum Group {
     Python,
     /// Older NIXL releases, beside the one we use.
     NixlVersions,
+    /// NVIDIA's compiler, to build for machines with a GPU. No test needs it, and `setup` alone does not fetch it.
+    Cuda,
 }
 
 impl Group {
     /// Every group, in the order they are fetched.
+    pub(crate) const EVERY: [Self; 5] =
+        [Self::Nixl, Self::Torch, Self::Python, Self::NixlVersions, Self::Cuda];
+
+    /// Those that the tests need.
     pub(crate) const ALL: [Self; 4] = [Self::Nixl, Self::Torch, Self::Python, Self::NixlVersions];
 
     /// The group's name: its option, its stamp, its row.
@@ -47,6 +53,7 @@ impl Group {
             Self::Torch => "torch",
             Self::Python => "python",
             Self::NixlVersions => "nixl-versions",
+            Self::Cuda => "cuda",
         }
     }
 
@@ -56,6 +63,7 @@ impl Group {
             Self::Nixl => "NIXL with UCX, and libclang to build against it: 83 MB, about 10 s",
             Self::Torch => "libtorch for tch: 527 MB, about 20 s",
             Self::Python => "the Python original with torch: 2 GB unless fetched before, about 1 min",
+            Self::Cuda => "NVIDIA's compiler for `gpu-bundle`: 104 MB, about 5 s",
             Self::NixlVersions => "three older NIXL releases for the compatibility test: 180 MB, about 10 s",
         }
     }
@@ -113,6 +121,18 @@ impl Group {
                     ]
                 }
             }
+            Self::Cuda => {
+                const {
+                    // All of one version, which cudarc knows: it knows none beyond 13.4.
+                    &[
+                        alone("nvidia-cuda-nvcc==13.0.88", "compiles Candle's kernels"),
+                        alone("nvidia-nvvm==13.0.88", "its back-end"),
+                        alone("nvidia-cuda-crt==13.0.88", "its headers"),
+                        alone("nvidia-cuda-cccl==13.0.85", "headers that the kernels include"),
+                        alone("nvidia-cuda-runtime==13.0.96", "kernels are linked against it"),
+                    ]
+                }
+            }
         }
     }
 
@@ -130,6 +150,7 @@ impl Group {
             Self::Nixl | Self::NixlVersions => ".nixl_cu13.mesonpy.libs/libnixl_capi.so",
             Self::Torch => "torch/lib/libtorch_cpu.so",
             Self::Python => "dynamo/nixl_connect/__init__.py",
+            Self::Cuda => "nvidia/cu13/bin/nvcc",
         }
     }
 
@@ -146,6 +167,10 @@ impl Group {
                  ctypes.CDLL(sysconfig.get_path('purelib') + '/torch/lib/libtorch_cpu.so')"
             }
             Self::Python => "import dynamo.nixl_connect",
+            Self::Cuda => {
+                "import subprocess, sysconfig; \
+                 subprocess.check_call([sysconfig.get_path('purelib') + '/nvidia/cu13/bin/nvcc', '--version'])"
+            }
             // Several versions of one library don't go into one process; the test loads each in its own.
             Self::NixlVersions => "",
         }
@@ -163,7 +188,7 @@ mod tests {
 
     #[test]
     fn every_wheel_is_pinned_and_says_why() {
-        for pin in Group::ALL.iter().flat_map(|group| group.pins()) {
+        for pin in Group::EVERY.iter().flat_map(|group| group.pins()) {
             assert!(pin.requirement.contains("=="), "{}", pin.requirement);
             assert!(!pin.reason.is_empty(), "{}", pin.requirement);
         }

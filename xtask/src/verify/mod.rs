@@ -3,6 +3,7 @@
 mod checkers;
 mod mutants;
 mod mutations;
+mod mutations_gpu;
 
 use std::process::Command;
 

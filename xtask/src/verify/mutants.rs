@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::mutations::{MUTANTS, Mutant};
+use super::mutations_gpu;
 use crate::cargo::{cargo, require_peers};
+use crate::fakecuda;
 use crate::step::Outcome;
 use crate::{layout, process};
 
@@ -26,7 +28,7 @@ pub(super) fn run(outcome: &mut Outcome) -> Result<()> {
     let tree = copy()?;
     let mut missed = Vec::new();
     let wanted = env::var("CONNECT_MUTANTS").unwrap_or_default();
-    let chosen = MUTANTS.iter().filter(|mutant| format!("{}: {}", mutant.of, mutant.what).contains(&wanted));
+    let chosen = all().filter(|mutant| format!("{}: {}", mutant.of, mutant.what).contains(&wanted));
     let chosen: Vec<&Mutant> = chosen.collect();
     ensure!(!chosen.is_empty(), "no mutant is called {wanted}");
     for (index, mutant) in chosen.iter().enumerate() {
@@ -46,6 +48,10 @@ pub(super) fn run(outcome: &mut Outcome) -> Result<()> {
     }
     ensure!(missed.is_empty(), "not noticed: {}", missed.join("; "));
     Ok(())
+}
+
+fn all() -> impl Iterator<Item = &'static Mutant> {
+    MUTANTS.iter().chain(mutations_gpu::MUTANTS)
 }
 
 /// Changes the copy, runs the mutant's test, and changes it back. Says how the test noticed.
@@ -69,10 +75,10 @@ fn play(mutant: &Mutant, tree: &Path) -> Result<Option<String>> {
 }
 
 fn test(mutant: &Mutant, tree: &Path) -> Result<Option<String>> {
-    let mut build = command(tree, mutant);
+    let mut build = command(tree, mutant)?;
     let built = build.arg("--no-run").output()?;
     ensure!(built.status.success(), "it can't be built:\n{}", String::from_utf8_lossy(&built.stderr));
-    let mut run = command(tree, mutant);
+    let mut run = command(tree, mutant)?;
     run.args(["--", "--exact", mutant.test]).stdout(Stdio::piped()).stderr(Stdio::null());
     let log = tree.with_file_name("output");
     let mut child = run.stdout(fs::File::create(&log)?).process_group(0).spawn()?;
@@ -98,7 +104,7 @@ fn test(mutant: &Mutant, tree: &Path) -> Result<Option<String>> {
     if failed { Ok(Some("it failed".to_owned())) } else { Ok(Some("its process died".to_owned())) }
 }
 
-fn command(tree: &Path, mutant: &Mutant) -> Command {
+fn command(tree: &Path, mutant: &Mutant) -> Result<Command> {
     let mut cargo = cargo("test");
     cargo.current_dir(tree).args(["--locked", "--package", mutant.package]);
     cargo.args(mutant.target).env("CARGO_TARGET_DIR", layout::root().join("target/mutants/target"));
@@ -111,8 +117,11 @@ fn command(tree: &Path, mutant: &Mutant) -> Command {
             cargo.args(["--features", "nixl"]);
         }
     }
+    if mutant.target == mutations_gpu::TARGET {
+        fakecuda::with(&mut cargo)?;
+    }
     require_peers(&mut cargo);
-    cargo
+    Ok(cargo)
 }
 
 /// A copy of everything that git knows, so that a run that is interrupted leaves nothing changed.
@@ -142,7 +151,7 @@ mod tests {
 
     #[test]
     fn each_mutant_still_finds_the_line_it_takes_out() {
-        for mutant in MUTANTS {
+        for mutant in all() {
             for edit in mutant.edits {
                 let text = fs::read_to_string(layout::root().join(edit.file)).unwrap();
                 assert_eq!(

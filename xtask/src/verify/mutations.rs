@@ -156,8 +156,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         what: "a document carries the keys to everything that is registered",
         edits: &[Edit {
             file: AGENT,
-            find: "        match blob::splice(connection, &self.partial_blob(registered)?) {",
-            replace: "        match blob::splice(connection, &self.partial_blob(registered)?).filter(|blob| blob.is_empty()) {",
+            find: "        match blob::splice(connection, &partial) {",
+            replace: "        match blob::splice(connection, &partial).filter(|blob| blob.is_empty()) {",
         }],
         package: "connect-tests",
         target: &["--test", "original_defects"],

@@ -351,7 +351,11 @@ impl World {
             Ok(()) => {
                 assert!(told.completed_at.is_some(), "P7: {name} completed by itself");
                 assert!(!parked, "P1: {name} completed without its memory");
-                if name.is_passive() { "completed offer" } else { "completed transfer" }
+                if matches!(name, OperationName::Readable | OperationName::Writable) {
+                    "completed offer"
+                } else {
+                    "completed transfer"
+                }
             }
             Err(Error::Transport { source, .. }) => {
                 let contradiction =

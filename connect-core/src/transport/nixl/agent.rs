@@ -214,10 +214,15 @@ impl Generation {
     fn describe_anew(&mut self, registered: &[Region]) -> Result<Vec<u8>, TransportError> {
         if self.connection_blob.is_none() {
             // The partial metadata of no regions is the connection data.
-            self.connection_blob = Some(self.partial_blob(&[])?);
+            self.connection_blob = Some(self.partial_blob(MemType::Dram, &[])?);
         }
         let connection = self.connection_blob.as_deref().unwrap_or_default();
-        match blob::splice(connection, &self.partial_blob(registered)?) {
+        // NIXL describes one kind of memory at a time.
+        let mut partial = Vec::new();
+        for (kind, regions) in by_memory_type(registered) {
+            partial.push(self.partial_blob(kind, &regions)?);
+        }
+        match blob::splice(connection, &partial) {
             Some(blob) => Ok(blob),
             None => {
                 tracing::warn!("this NIXL writes blobs in an unknown format; taking the agent's whole blob");
@@ -226,8 +231,7 @@ impl Generation {
         }
     }
 
-    fn partial_blob(&self, regions: &[Region]) -> Result<Vec<u8>, TransportError> {
-        let memory_type = regions.first().map_or(MemType::Dram, |region| memory_type(region.device()));
+    fn partial_blob(&self, memory_type: MemType, regions: &[Region]) -> Result<Vec<u8>, TransportError> {
         let mut list = RegDescList::new(memory_type).map_err(engine("createRegDList"))?;
         for region in regions {
             list.add_desc(region.addr() as usize, region.len() as usize, u64::from(region.device().id()));
@@ -429,6 +433,19 @@ fn list<'a>(regions: impl Iterator<Item = &'a Region>) -> Result<XferDescList<'s
         list.add_desc(region.addr() as usize, region.len() as usize, u64::from(region.device().id()));
     }
     Ok(list)
+}
+
+/// The regions of each kind of memory, in the order in which the kinds first come.
+fn by_memory_type(regions: &[Region]) -> Vec<(MemType, Vec<Region>)> {
+    let mut groups: Vec<(MemType, Vec<Region>)> = Vec::new();
+    for region in regions {
+        let kind = memory_type(region.device());
+        match groups.iter_mut().find(|(other, _)| *other == kind) {
+            Some((_, group)) => group.push(*region),
+            None => groups.push((kind, vec![*region])),
+        }
+    }
+    groups
 }
 
 pub(super) fn memory_type(device: Device) -> MemType {

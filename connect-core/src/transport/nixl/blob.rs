@@ -37,6 +37,8 @@ pub(super) struct Blob<'a> {
     pub(super) regions: Vec<RemoteRegion>,
     /// Where the memory section begins: before it is the connection data.
     memory_section: usize,
+    /// How many lists of regions that has, and where they begin.
+    lists: (u64, usize),
 }
 
 /// One region that a blob makes reachable.
@@ -70,7 +72,9 @@ impl<'a> Blob<'a> {
             return Err(damaged("the memory section is missing"));
         }
         let mut regions = Vec::new();
-        for _ in 0..fields.count(b"nixlSecElms", MAX_BACKENDS)? {
+        let count = fields.count(b"nixlSecElms", MAX_BACKENDS)?;
+        let lists = (count, fields.at);
+        for _ in 0..count {
             fields.field(b"bknd")?;
             if fields.field(b"nixlDList")? != b"nixlSDList" {
                 return Err(damaged("a descriptor list is of an unknown kind"));
@@ -87,7 +91,7 @@ impl<'a> Blob<'a> {
         if fields.at != bytes.len() {
             return Err(damaged("there are bytes after the end"));
         }
-        Ok(Self { agent, regions, memory_section })
+        Ok(Self { agent, regions, memory_section, lists })
     }
 }
 
@@ -102,15 +106,31 @@ impl RemoteRegion {
     }
 }
 
-/// The connection data of one blob with the memory section of another, as one blob. `None` when either is
-/// of a format this crate does not know; the caller then takes the agent's whole blob.
-pub(super) fn splice(connection: &[u8], memory: &[u8]) -> Option<Vec<u8>> {
-    let connection = &connection[..Blob::parse(connection).ok()?.memory_section];
-    // Partial metadata of regions may come without connections; its own frame still parses.
-    let memory = &memory[Blob::parse(memory).ok()?.memory_section..];
-    let spliced = [connection, memory].concat();
+/// The connection data of one blob with the memory sections of others, one for each kind of memory, as one blob. `None`
+/// when any is of a format this crate does not know; the caller then takes the agent's whole blob.
+pub(super) fn splice(connection: &[u8], memories: &[impl AsRef<[u8]>]) -> Option<Vec<u8>> {
+    let mut spliced = connection[..Blob::parse(connection).ok()?.memory_section].to_vec();
+    let mut lists = Vec::new();
+    let mut total = 0u64;
+    for memory in memories {
+        // Partial metadata of regions may come without connections; its own frame still parses.
+        let memory = memory.as_ref();
+        let (count, at) = Blob::parse(memory).ok()?.lists;
+        total += count;
+        lists.extend_from_slice(&memory[at..]);
+    }
+    put(&mut spliced, b"", b"MemSection");
+    put(&mut spliced, b"nixlSecElms", &total.to_le_bytes());
+    spliced.extend_from_slice(&lists);
     Blob::parse(&spliced).ok()?;
     Some(spliced)
+}
+
+fn put(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(&(value.len() as u64).to_le_bytes());
+    out.extend_from_slice(value);
+    out.push(b'|');
 }
 
 /// Walks over the fields of a blob. A field's name is known from its place, never searched for: a length's
@@ -183,12 +203,7 @@ fn damaged(reason: &str) -> TransportError {
 mod tests {
     use super::*;
 
-    fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-        out.extend_from_slice(name);
-        out.extend_from_slice(&(value.len() as u64).to_le_bytes());
-        out.extend_from_slice(value);
-        out.push(b'|');
-    }
+    use super::put as field;
 
     /// A blob as NIXL 1.5.1 writes it, with `conns` connections and these regions.
     fn blob(name: &[u8], conns: u64, regions: &[(u64, u64)]) -> Vec<u8> {
@@ -231,8 +246,23 @@ mod tests {
     fn splicing_takes_connections_from_one_and_regions_from_the_other() {
         let connection = blob(b"worker-1", 1, &[]);
         let region = blob(b"worker-1", 0, &[(0x1000, 64)]);
-        assert_eq!(splice(&connection, &region).unwrap(), blob(b"worker-1", 1, &[(0x1000, 64)]));
-        assert_eq!(splice(&connection, b"something else"), None);
+        assert_eq!(splice(&connection, &[&region]).unwrap(), blob(b"worker-1", 1, &[(0x1000, 64)]));
+        assert_eq!(splice(&connection, &[b"something else"]), None);
+    }
+
+    #[test]
+    fn regions_of_several_kinds_of_memory_come_into_one_blob() {
+        let connection = blob(b"worker-1", 1, &[]);
+        let host = blob(b"worker-1", 0, &[(0x1000, 64), (0x3000, 8)]);
+        let mut device = blob(b"worker-1", 0, &[(0x1000, 16)]);
+        let kind = [&b"t"[..], &4u64.to_le_bytes()].concat();
+        let at = device.windows(kind.len()).position(|window| window == kind).unwrap() + kind.len();
+        device[at] = 1;
+        let spliced = splice(&connection, &[&host, &device]).unwrap();
+        let region = |memory_type, addr, len| RemoteRegion { memory_type, addr, len, device: 0 };
+        let blob = Blob::parse(&spliced).unwrap();
+        assert_eq!(blob.regions, [region(0, 0x1000, 64), region(0, 0x3000, 8), region(1, 0x1000, 16)]);
+        assert_eq!((blob.agent, blob.lists.0), ("worker-1", 2));
     }
 
     #[test]

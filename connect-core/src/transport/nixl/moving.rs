@@ -8,7 +8,7 @@ use nixl_sys::XferRequest;
 use super::agent::Generation;
 use super::signs::{self, Sign};
 use super::{Peer, TransferState, TransportError};
-use crate::{OperationKind, Region};
+use crate::{Device, OperationKind, Region};
 
 /// Bytes posted at once. A post over shared memory copies on the calling thread, at 4 to 10 GB/s on the
 /// machines measured, so 16 MiB hold up other operations for 2 to 4 ms, and the pause between slices is
@@ -113,7 +113,8 @@ pub(super) fn failed_with(pieces: usize) -> Phase {
     if pieces <= 1 { Phase::FailedQuiet } else { Phase::FailedUnknown }
 }
 
-/// The pieces of a transfer, handed out in slices.
+/// The pieces of a transfer, handed out in slices: those between one device here and one there first, then the next
+/// two devices', so that no slice mixes devices. NIXL's lists are of one kind of memory each.
 pub(super) struct Pieces {
     pairs: Vec<(Region, Region)>,
     at: usize,
@@ -139,6 +140,9 @@ impl Pieces {
                 _ => pairs.push((*local, *remote)),
             }
         }
+        if pairs.windows(2).any(|two| devices(&two[0]) != devices(&two[1])) {
+            pairs.sort_by_key(devices);
+        }
         Self { pairs, at: 0, offset: 0 }
     }
 
@@ -159,7 +163,11 @@ impl Pieces {
         let mut slice = Vec::new();
         let mut room = SLICE_BYTES;
         while room > 0 && slice.len() < SLICE_PIECES && !self.is_done() {
-            let (local, remote) = self.pairs[self.at];
+            let pair = self.pairs[self.at];
+            if self.at > 0 && !slice.is_empty() && devices(&pair) != devices(&self.pairs[self.at - 1]) {
+                break;
+            }
+            let (local, remote) = pair;
             let end = local.len().min(self.offset.saturating_add(room));
             let range = self.offset..end;
             // Both hold `end` bytes: the pairs are of equal length.
@@ -177,10 +185,14 @@ impl Pieces {
     }
 }
 
+/// Where a pair's bytes come from and go to.
+fn devices((local, remote): &(Region, Region)) -> (Device, Device) {
+    (local.device(), remote.device())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Device;
 
     #[test]
     fn pairs_that_follow_each_other_on_both_sides_become_one() {
@@ -193,6 +205,44 @@ mod tests {
         assert_eq!(pairs(|_, remote| remote.addr() < 600).len(), 3, "a range of two registrations is none");
         assert_eq!(pairs(|local, _| local.addr() > 110).len(), 3, "on either side");
         assert_eq!(pairs(|_, _| false).len(), 4);
+    }
+
+    #[test]
+    fn no_slice_mixes_devices_and_the_last_one_ends_all_of_them() {
+        let region = |device, addr: u64, len: u64| Region::new(device, addr, len).unwrap();
+        let (cpu, one, two) = (Device::CPU, Device::cuda(0), Device::cuda(1));
+        // Mixed up on both sides, as tensors of a model come.
+        let sides =
+            [(cpu, cpu), (one, cpu), (cpu, one), (one, cpu), (cpu, cpu), (two, one), (one, one), (one, cpu)];
+        let at = |index: usize| 0x1000 * (index as u64 + 1);
+        let local: Vec<Region> = sides.iter().enumerate().map(|(i, (d, _))| region(*d, at(i), 8)).collect();
+        let remote: Vec<Region> = sides.iter().enumerate().map(|(i, (_, d))| region(*d, at(i), 8)).collect();
+        let mut pieces = Pieces::new(&local, &remote, |_, _| true);
+        let mut slices = Vec::new();
+        while !pieces.is_done() {
+            slices.push(pieces.next_slice());
+        }
+        assert_eq!(slices.len(), 5, "one for each two devices");
+        for slice in &slices {
+            assert!(slice.iter().all(|pair| devices(pair) == devices(&slice[0])), "{slice:?}");
+        }
+        let mut moved: Vec<u64> = slices
+            .iter()
+            .flatten()
+            .map(|(local, remote)| {
+                assert_eq!(local.addr(), remote.addr(), "pairs stay pairs");
+                local.addr()
+            })
+            .collect();
+        moved.sort_unstable();
+        assert_eq!(moved, (0..sides.len()).map(at).collect::<Vec<_>>(), "each once");
+        // A large piece that is cut goes on in the next slice, before the next device's turn.
+        let local = [region(cpu, 0x1000, 8), region(one, 0x9000, SLICE_BYTES + 8), region(cpu, 0x2000, 8)];
+        let mut pieces = Pieces::new(&local, &local, |_, _| true);
+        let devices_of = |slice: Vec<(Region, Region)>| slice[0].0.device();
+        let order: Vec<Device> =
+            std::iter::from_fn(|| (!pieces.is_done()).then(|| devices_of(pieces.next_slice()))).collect();
+        assert_eq!(order, [cpu, one, one]);
     }
 
     #[test]
