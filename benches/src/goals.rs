@@ -170,7 +170,7 @@ impl Judge<'_> {
         for (engine, share, micros) in
             [(Nixl, 3.0, 1000.0), (NixlEfficient, 1.0, 10_000.0), (Local, 3.0, 1000.0)]
         {
-            let spot = ("idle", 250, engine);
+            let spot = ("idle", 100, engine);
             for side in [Side::Active, Side::Passive] {
                 let what = format!("idle, {} side, {}", side.name(), engine.label());
                 self.value(what, Limit::AtMost(share), " %", Metric::IdleShare(side), spot);
@@ -229,7 +229,7 @@ impl Judge<'_> {
         let at = |engine| ("offers", 1 << 20, engine);
         let what = "making an offer of 1 MiB: the original to this".to_owned();
         self.ratio(what, Limit::None, Metric::Offer, at(Original), at(Nixl));
-        let at = |engine| ("idle", 250, engine);
+        let at = |engine| ("idle", 100, engine);
         let what = "idle CPU, passive side: the original to this".to_owned();
         let metric = Metric::IdleShare(Side::Passive);
         self.ratio(what, Limit::None, metric, at(Original), at(Nixl));

@@ -356,11 +356,11 @@ fn idle() -> Sweep {
     Sweep {
         name: "idle",
         title: "After silence",
-        about: "An offer is open for a quarter of a second in which nothing happens, then it is read. What both sides \
+        about: "An offer is open for a tenth of a second in which nothing happens, then it is read. What both sides \
                 use meanwhile, and how long it takes from begin_read until the passive side's caller knows. The pipe \
                 is what waking another process costs on this machine.",
         axis: "milliseconds of silence",
-        points: along(&[250], |at, load| {
+        points: along(&[100], |at, load| {
             load.idle = Duration::from_millis(at);
             load.lasts = Duration::from_secs(6);
         }),
