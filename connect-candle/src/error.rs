@@ -83,6 +83,14 @@ pub enum TensorError {
         /// Bytes asked for.
         bytes: u64,
     },
+    /// A KV cache that is not as its pool's layout says, or blocks that do not hold it.
+    #[error("{what} can't be handed off: {reason}")]
+    Kv {
+        /// The tensor, cache or pool.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The envelope is malformed, or a set of tensors makes no valid one (two of the same name, say).
     #[error("envelope refused: {0}")]
     Envelope(#[from] MetadataError),

@@ -63,6 +63,7 @@ mod error;
 mod ext;
 mod fresh;
 mod hold;
+pub mod kv;
 mod pin;
 mod recv;
 mod send;

@@ -7,21 +7,21 @@ use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 
 /// Bytes there are.
-pub const VOCABULARY: usize = 256;
+pub(crate) const VOCABULARY: usize = 256;
 
 /// The shape of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Config {
-    pub layers: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
-    pub ffn: usize,
+pub(crate) struct Config {
+    pub(crate) layers: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) ffn: usize,
 }
 
 impl Config {
     /// 4 layers of 256: some 3 million parameters, and 4 KiB of cache for each token.
-    pub const SMALL: Self = Self { layers: 4, heads: 8, kv_heads: 4, head_dim: 32, ffn: 688 };
+    pub(crate) const SMALL: Self = Self { layers: 4, heads: 8, kv_heads: 4, head_dim: 32, ffn: 688 };
 
     fn width(&self) -> usize {
         self.heads * self.head_dim
@@ -29,14 +29,14 @@ impl Config {
 }
 
 /// Keys and values of each layer so far, `[kv_heads, tokens, head_dim]`.
-pub type Cache = Vec<Option<(Tensor, Tensor)>>;
+pub(crate) type Cache = Vec<Option<(Tensor, Tensor)>>;
 
 /// What one forward pass gives.
-pub struct Logits(pub Vec<f32>);
+pub(crate) struct Logits(pub Vec<f32>);
 
 impl Logits {
     /// The most likely byte; the first of several.
-    pub fn best(&self) -> u32 {
+    pub(crate) fn best(&self) -> u32 {
         let mut best = 0;
         for (at, value) in self.0.iter().enumerate() {
             if *value > self.0[best] {
@@ -44,13 +44,6 @@ impl Logits {
             }
         }
         best as u32
-    }
-
-    /// How far the best is ahead of the second.
-    pub fn margin(&self) -> f32 {
-        let best = self.best() as usize;
-        let others = self.0.iter().enumerate().filter(|(at, _)| *at != best).map(|(_, value)| *value);
-        self.0[best] - others.fold(f32::NEG_INFINITY, f32::max)
     }
 }
 
@@ -67,8 +60,8 @@ struct Layer {
 }
 
 /// The model.
-pub struct Model {
-    pub config: Config,
+pub(crate) struct Model {
+    pub(crate) config: Config,
     embedding: Tensor,
     layers: Vec<Layer>,
     norm: Tensor,
@@ -78,7 +71,7 @@ pub struct Model {
 
 impl Model {
     /// Draws the weights. The same seed gives the same model in every process.
-    pub fn seeded(config: Config, seed: u64) -> Result<Self> {
+    pub(crate) fn seeded(config: Config, seed: u64) -> Result<Self> {
         let mut draw = Draw { random: fastrand::Rng::with_seed(seed), hash: blake3::Hasher::new() };
         let (width, kv) = (config.width(), config.kv_heads * config.head_dim);
         let embedding = draw.tensor(&[VOCABULARY, width], 1.0)?;
@@ -102,18 +95,18 @@ impl Model {
     }
 
     /// A digest of the weights.
-    pub fn digest(&self) -> &str {
+    pub(crate) fn digest(&self) -> &str {
         &self.digest
     }
 
     /// An empty cache.
-    pub fn cache(&self) -> Cache {
+    pub(crate) fn cache(&self) -> Cache {
         vec![None; self.config.layers]
     }
 
     /// Runs `tokens`, which follow what the cache has, and adds them to it. `after_layer` is called when a layer's keys
     /// and values are complete.
-    pub fn forward(
+    pub(crate) fn forward(
         &self,
         tokens: &[u32],
         cache: &mut Cache,
@@ -126,7 +119,8 @@ impl Model {
         let (cos, sin) = rotation(past, count, head_dim)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let h = rms_norm(&x, &layer.attention_norm)?;
-            let split = |x: Tensor, heads: usize| x.reshape((count, heads, head_dim))?.transpose(0, 1)?.contiguous();
+            let split =
+                |x: Tensor, heads: usize| x.reshape((count, heads, head_dim))?.transpose(0, 1)?.contiguous();
             let q = rotate(&split(h.matmul(&layer.q)?, heads)?, &cos, &sin)?;
             let k = rotate(&split(h.matmul(&layer.k)?, kv_heads)?, &cos, &sin)?;
             let v = split(h.matmul(&layer.v)?, kv_heads)?;
@@ -187,9 +181,8 @@ fn silu(x: &Tensor) -> Result<Tensor> {
 /// Cosines and sines of `count` positions from `past` on, `[count, head_dim / 2]`.
 fn rotation(past: usize, count: usize, head_dim: usize) -> Result<(Tensor, Tensor)> {
     let half = head_dim / 2;
-    let angle = |position: usize, at: usize| {
-        position as f32 / 10_000f32.powf(2.0 * at as f32 / head_dim as f32)
-    };
+    let angle =
+        |position: usize, at: usize| position as f32 / 10_000f32.powf(2.0 * at as f32 / head_dim as f32);
     let angles: Vec<f32> =
         (past..past + count).flat_map(|position| (0..half).map(move |at| angle(position, at))).collect();
     let angles = Tensor::from_vec(angles, (count, half), &Device::Cpu)?;

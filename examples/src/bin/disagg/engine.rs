@@ -1,0 +1,155 @@
+//! What prefill and decode have in common: a model, a pool, and hand-offs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use connect_candle::kv::{export_layer, import_layer};
+use connect_core::blocks::BlockLease;
+use connect_core::kv::{HandOff, HandOffConfig, KvIdentity, KvLayout, KvPool};
+use connect_core::{Connector, DType};
+use tokio::sync::Semaphore;
+
+use crate::model::{Cache, Config, Model};
+use crate::wire::Status;
+
+/// Tokens in a block.
+pub(crate) const BLOCK_TOKENS: u32 = 16;
+/// Tokens in a chunk of prefill: some blocks.
+pub(crate) const CHUNK_TOKENS: usize = 4 * BLOCK_TOKENS as usize;
+
+/// How an engine is set up; the same for both sides, so that they fit.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Setup {
+    /// The transport between the two
+    #[arg(long, default_value = "local", value_parser = ["local", "nixl"])]
+    pub(crate) transport: String,
+    /// Weights are drawn from this
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Blocks in each pool
+    #[arg(long, default_value_t = 256)]
+    pub(crate) blocks: u32,
+    /// How long prefill holds a cache for a decode process it does not hear of, in milliseconds
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) lease_ms: u64,
+    /// Tokens in a block; another number than the peer's is refused
+    #[arg(long, default_value_t = BLOCK_TOKENS)]
+    pub(crate) block_tokens: u32,
+}
+
+impl Setup {
+    /// As arguments of another process.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let Self { transport, seed, blocks, lease_ms, block_tokens } = self;
+        [
+            ("--transport", transport.clone()),
+            ("--seed", seed.to_string()),
+            ("--blocks", blocks.to_string()),
+            ("--lease-ms", lease_ms.to_string()),
+            ("--block-tokens", block_tokens.to_string()),
+        ]
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .collect()
+    }
+
+    pub(crate) fn layout(&self) -> KvLayout {
+        let Config { layers, kv_heads, head_dim, .. } = Config::SMALL;
+        let (layers, kv_heads, head_dim) = (layers as u32, kv_heads as u32, head_dim as u32);
+        KvLayout::new(layers, self.blocks, self.block_tokens, kv_heads, head_dim, DType::F32)
+    }
+}
+
+/// One engine.
+pub(crate) struct Engine {
+    pub(crate) role: &'static str,
+    pub(crate) model: Model,
+    pub(crate) handoff: HandOff,
+    connector: Connector,
+    /// One computation at a time: each uses all cores that this process has.
+    compute: Semaphore,
+}
+
+impl Engine {
+    pub(crate) fn start(role: &'static str, setup: &Setup) -> Result<Arc<Self>> {
+        let model = Model::seeded(Config::SMALL, setup.seed)?;
+        let connector = connector(&setup.transport)?;
+        let identity = KvIdentity::new("seeded-llama", model.digest()).with("rope_theta", 10_000);
+        let pool = KvPool::new(&connector, identity, setup.layout()).wait()?;
+        let config = HandOffConfig::default().lease(Duration::from_millis(setup.lease_ms));
+        let handoff = HandOff::start(pool, config);
+        Ok(Arc::new(Self { role, model, handoff, connector, compute: Semaphore::new(1) }))
+    }
+
+    pub(crate) fn pool(&self) -> &KvPool {
+        self.handoff.pool()
+    }
+
+    pub(crate) fn layout(&self) -> &KvLayout {
+        self.pool().layout()
+    }
+
+    /// Computes on a thread that may block.
+    pub(crate) async fn compute<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let _turn = self.compute.acquire().await?;
+        let engine = Arc::clone(self);
+        tokio::task::spawn_blocking(move || work(&engine)).await?
+    }
+
+    /// Copies some tokens of all layers of a cache into blocks, the first of them into the first.
+    pub(crate) fn export(
+        &self,
+        cache: &Cache,
+        lease: &mut BlockLease,
+        tokens: std::ops::Range<usize>,
+    ) -> Result<()> {
+        for (layer, kept) in (0..).zip(cache) {
+            let (k, v) = kept.as_ref().context("every layer has a cache")?;
+            export_layer(lease, self.layout(), layer, k, v, tokens.clone())?;
+        }
+        Ok(())
+    }
+
+    /// The cache of so many tokens, out of blocks.
+    pub(crate) fn import(&self, lease: &BlockLease, tokens: usize) -> Result<Cache> {
+        let layers = 0..self.layout().layers;
+        layers.map(|layer| Ok(Some(import_layer(lease, self.layout(), layer, tokens)?))).collect()
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        let (stats, core) = (self.handoff.stats(), self.connector.stats());
+        Status {
+            role: self.role.to_owned(),
+            engine: self.handoff.engine(),
+            blocks: self.layout().blocks,
+            free: self.pool().free(),
+            leases: stats.leases,
+            delivered: stats.delivered,
+            aborted: stats.aborted,
+            expired: stats.expired,
+            failed: stats.failed,
+            fetched: stats.fetched,
+            lost: stats.lost,
+            bytes_in: stats.bytes_taken,
+            bytes_out: stats.bytes_given,
+            parked_bytes: core.parked_bytes,
+        }
+    }
+}
+
+fn connector(transport: &str) -> Result<Connector> {
+    match transport {
+        #[cfg(feature = "nixl")]
+        "nixl" => {
+            let config = connect_core::transport::nixl::NixlConfig::default();
+            Ok(Connector::builder().nixl(config).build()?)
+        }
+        #[cfg(not(feature = "nixl"))]
+        "nixl" => anyhow::bail!("built without NIXL; run `cargo xtask demo --nixl`"),
+        _ => Ok(Connector::local()?),
+    }
+}

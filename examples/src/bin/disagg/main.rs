@@ -1,0 +1,78 @@
+//! A prompt is computed in one process and continued in another: KV caches handed off between a prefill and a decode
+//! process, behind a router that speaks OpenAI's completions, and every token compared with what one process makes.
+//!
+//! `cargo xtask demo` runs it.
+
+mod decode;
+mod engine;
+mod http;
+mod model;
+mod oneshot;
+mod prefill;
+mod router;
+mod run_all;
+mod wire;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use engine::Setup;
+use wire::Mode;
+
+#[derive(Parser)]
+#[command(about = "KV caches from a prefill process to a decode process, checked token by token")]
+struct Arguments {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Starts all processes, sends requests, checks and reports
+    RunAll(run_all::Options),
+    /// Runs prompts, and hands their caches off
+    Prefill(Setup),
+    /// Takes caches, and makes tokens
+    Decode {
+        #[command(flatten)]
+        setup: Setup,
+        /// What to do when a cache can't be had
+        #[arg(long, default_value = "fail")]
+        on_failure: decode::Policy,
+    },
+    /// Serves /v1/completions, /metrics, /health and a page, and spreads requests over engines
+    Router {
+        /// Where a prefill process listens; several take turns
+        #[arg(long, required = true)]
+        prefill: Vec<String>,
+        /// Where a decode process listens; several take turns
+        #[arg(long, required = true)]
+        decode: Vec<String>,
+        /// For requests that do not say
+        #[arg(long, default_value = "pull")]
+        mode: Mode,
+    },
+    /// One process for everything: completes each line of standard input
+    Oneshot(Setup),
+}
+
+fn main() -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    let role = Arguments::parse().role;
+    if let Role::Oneshot(setup) = &role {
+        return oneshot::run(setup);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match role {
+            Role::RunAll(options) => run_all::run(&options).await,
+            Role::Prefill(setup) => prefill::run(&setup).await,
+            Role::Decode { setup, on_failure } => decode::run(&setup, on_failure).await,
+            Role::Router { prefill, decode, mode } => router::run(prefill, decode, mode).await,
+            Role::Oneshot(setup) => oneshot::run(&setup),
+        }
+    })
+}

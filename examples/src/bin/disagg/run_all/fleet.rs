@@ -1,0 +1,147 @@
+//! The processes of a run: started, asked, and killed with this value.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{Answer, eventually};
+use crate::engine::Setup;
+use crate::wire::{Done, Drill, Failure, Mode, Status};
+
+/// Prefill, decode and router.
+pub(crate) struct Fleet {
+    pub(crate) prefill: Process,
+    pub(crate) decode: Process,
+    router: Process,
+    client: Client,
+}
+
+/// A process of this program, killed with this value.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) url: String,
+}
+
+/// Asks the router.
+#[derive(Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    router: String,
+}
+
+impl Process {
+    /// Starts this program in another role, and waits until it listens.
+    pub(crate) fn start(role: &str, arguments: &[String]) -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg(role)
+            .args(arguments)
+            // Sums in one order: then logits are equal to the bit.
+            .env("RAYON_NUM_THREADS", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {role}"))?;
+        let stdout = child.stdout.take().context("a pipe")?;
+        let mut line = String::new();
+        let mut lines = BufReader::new(stdout);
+        // A library may print before it.
+        while !line.starts_with("listening on ") {
+            line.clear();
+            ensure!(lines.read_line(&mut line)? > 0, "{role} ended before it listened: {}", child.wait()?);
+        }
+        // What else it prints is of no interest, but must have somewhere to go.
+        std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+        Ok(Self { child, url: line["listening on ".len()..].trim().to_owned() })
+    }
+
+    /// Kills it at once, as the kernel would.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Stops it, and lets it go on: as a debugger or a snapshot of its machine does.
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) -> Result<()> {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into()?);
+        Ok(nix::sys::signal::kill(pid, signal)?)
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Fleet {
+    /// Starts all three.
+    pub(crate) async fn start(setup: &Setup, policy: &str) -> Result<Self> {
+        Self::with(setup, setup, policy).await
+    }
+
+    /// The same with a decode process that is set up in another way.
+    pub(crate) async fn with(setup: &Setup, decode: &Setup, policy: &str) -> Result<Self> {
+        let prefill = Process::start("prefill", &setup.arguments())?;
+        let mut arguments = decode.arguments();
+        arguments.extend(["--on-failure".to_owned(), policy.to_owned()]);
+        let decode = Process::start("decode", &arguments)?;
+        let engines = ["--prefill", &prefill.url, "--decode", &decode.url].map(str::to_owned);
+        let router = Process::start("router", &engines)?;
+        let client = Client { http: reqwest::Client::new(), router: router.url.clone() };
+        Ok(Self { prefill, decode, router, client })
+    }
+
+    pub(crate) fn router(&self) -> &str {
+        &self.router.url
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// What the engines say of themselves; those that are gone say nothing.
+    pub(crate) async fn statuses(&self) -> Result<Vec<Status>> {
+        let live: Value =
+            self.client.http.get(format!("{}/live", self.router.url)).send().await?.json().await?;
+        Ok(serde_json::from_value(live["engines"].clone())?)
+    }
+
+    /// Waits until every block of every engine is free, and no lease is open.
+    pub(crate) async fn all_free(&self) -> Result<()> {
+        let free = || async {
+            let statuses = self.statuses().await?;
+            Ok(!statuses.is_empty() && statuses.iter().all(|it| it.free == it.blocks && it.leases == 0))
+        };
+        let waited = eventually("all blocks come back", free).await;
+        waited.with_context(|| "some block is still in use")
+    }
+}
+
+impl Client {
+    /// One completion: what came of it, or why it failed.
+    ///
+    /// # Errors
+    /// The router does not answer.
+    pub(crate) async fn complete(
+        &self,
+        prompt: &[u32],
+        max_tokens: usize,
+        mode: Mode,
+        drill: Option<Drill>,
+    ) -> Result<Answer> {
+        let ask = json!({ "prompt": prompt, "max_tokens": max_tokens, "kv_mode": mode, "drill": drill });
+        let url = format!("{}/v1/completions", self.router);
+        let answer: Value = self.http.post(url).json(&ask).send().await?.json().await?;
+        if let Some(error) = answer.get("error") {
+            return Ok(Err(serde_json::from_value::<Failure>(error.clone())?));
+        }
+        Ok(Ok(serde_json::from_value::<Done>(answer["connect"].clone())?))
+    }
+}

@@ -1,0 +1,158 @@
+//! What the processes of the demo say to each other, as JSON over HTTP.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How a cache gets from prefill to decode.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    /// Decode reads all of it when prefill is done
+    Pull,
+    /// Prefill writes all of it into blocks that decode handed out
+    Push,
+    /// Decode reads it chunk by chunk while prefill goes through the prompt
+    Chunked,
+    /// Decode reads it layer by layer while prefill goes through the model
+    Layerwise,
+}
+
+impl Mode {
+    pub(crate) const ALL: [Self; 4] = [Self::Pull, Self::Push, Self::Chunked, Self::Layerwise];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::Push => "push",
+            Self::Chunked => "chunked",
+            Self::Layerwise => "layerwise",
+        }
+    }
+}
+
+/// What goes wrong on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Drill {
+    /// Decode flips one byte of what it fetched: the check must notice.
+    Corrupt,
+    /// Decode gives the request up while it has the ticket.
+    Abort,
+    /// Decode waits for longer than the lease before it says that it has the ticket.
+    Expire,
+    /// Decode dies with the ticket in its hands.
+    DieQueued,
+    /// Prefill dies before it has answered.
+    DiePrefill,
+    /// Decode reads the blocks, and takes its time before it goes on.
+    Slow,
+}
+
+/// Introduces an engine to another.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Meet {
+    pub(crate) card: String,
+}
+
+/// Asks prefill for a cache.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Prefill {
+    pub(crate) request: String,
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) mode: Mode,
+    /// Blocks to push into, for [`Mode::Push`].
+    pub(crate) push: Option<String>,
+    pub(crate) drill: Option<Drill>,
+}
+
+/// What prefill has to say at once. With [`Mode::Chunked`] and [`Mode::Layerwise`] the cache is still to come.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Prefilled {
+    pub(crate) ticket: Option<String>,
+    pub(crate) first_token: Option<u32>,
+    /// How long it computed, for the modes that wait for it.
+    pub(crate) computed: Duration,
+}
+
+/// Asks decode for a completion.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Generate {
+    pub(crate) request: String,
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) max_tokens: usize,
+    pub(crate) mode: Mode,
+    /// Where prefill is.
+    pub(crate) prefill: String,
+    pub(crate) drill: Option<Drill>,
+}
+
+/// One line of decode's answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Line {
+    Token(u32),
+    Done(Done),
+    Failed(Failure),
+}
+
+/// How a completion went.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Done {
+    pub(crate) tokens: Vec<u32>,
+    /// Of the bits of all logits of the steps that decode computed.
+    pub(crate) logits: String,
+    pub(crate) timings: Timings,
+    pub(crate) bytes: u64,
+    pub(crate) descriptors: usize,
+    /// The cache was computed again here, because the hand-off failed.
+    pub(crate) recomputed: bool,
+}
+
+/// Where the time to the first token went.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub(crate) struct Timings {
+    /// Waiting for blocks, and for decode's turn.
+    pub(crate) queue: Duration,
+    /// Prefill's computing, as far as decode waited for it.
+    pub(crate) prefill: Duration,
+    /// The ticket's way: everything of the request to prefill that was not computing.
+    pub(crate) ticket: Duration,
+    /// Reading the blocks, or waiting for those that were pushed.
+    pub(crate) transfer: Duration,
+    /// Asking whether they may be used.
+    pub(crate) commit: Duration,
+    /// Out of the blocks, and decode's first step.
+    pub(crate) first_step: Duration,
+    /// All of it.
+    pub(crate) ttft: Duration,
+}
+
+/// Why a completion failed, for programs and people.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) kind: String,
+    pub(crate) message: String,
+    pub(crate) retryable: bool,
+}
+
+/// What an engine has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) role: String,
+    pub(crate) engine: String,
+    pub(crate) blocks: u32,
+    pub(crate) free: u32,
+    pub(crate) leases: u64,
+    pub(crate) delivered: u64,
+    pub(crate) aborted: u64,
+    pub(crate) expired: u64,
+    pub(crate) failed: u64,
+    pub(crate) fetched: u64,
+    pub(crate) lost: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) parked_bytes: u64,
+}
