@@ -9,6 +9,7 @@ mod demo;
 mod env;
 mod fuzz;
 mod layout;
+mod matrix;
 mod process;
 mod promises;
 mod setup;
@@ -26,6 +27,7 @@ How long they take (two cores, fast line; first run, then later runs):
   demo     2 min to build; then seconds
   test     about 30 min; then 15
   verify   10 min, by design; an hour more with --all
+  matrix   3 min to build; then 45 s
   fuzz     1 min to build; then 15 s for each million executions
   bench    3 min to build; then 25 to 30 min, 1 to 5 for one sweep (--only), 40 s with --quick
 
@@ -52,6 +54,8 @@ enum Command {
     Verify(verify::Args),
     /// Write the list of the promises' tests into docs/reliability.md
     Promises,
+    /// Exchange tensors between all frameworks, and write what was run into docs/matrix.md
+    Matrix,
     /// Feed damaged input to everything that reads what a peer wrote, guided by coverage
     Fuzz(fuzz::Args),
     /// Compare with NIXL itself, the Python original and what the machine can do, side by side
@@ -70,6 +74,7 @@ fn main() -> Result<()> {
         Command::Test(args) => step::run(check::STEPS, &args),
         Command::Verify(args) => verify::run(&args),
         Command::Promises => promises::write(),
+        Command::Matrix => matrix::write(),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
     }
