@@ -47,11 +47,7 @@ import torch  # noqa: E402
 from dynamo.nixl_connect import Connector, Descriptor, RdmaMetadata  # noqa: E402
 from nixl._api import nixl_agent  # noqa: E402
 
-
-def pattern(size, seed):
-    # 251 is prime, so the pattern has that period.
-    period = torch.tensor([(31 * i + seed) % 251 for i in range(251)], dtype=torch.uint8)
-    return period.repeat(size // 251 + 1)[:size].clone()
+from pattern import pattern  # noqa: E402
 
 
 def expected(spec, size):
