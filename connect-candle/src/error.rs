@@ -5,7 +5,7 @@ use std::fmt;
 use candle_core::{DType, DeviceLocation, Tensor};
 use connect_core::layout::LayoutError;
 use connect_core::wire::MetadataError;
-use connect_core::{DigestMismatch, Error};
+use connect_core::{DigestMismatch, Error, RendezvousError};
 
 /// Why a tensor could not be sent or received. Each message names the tensor and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +106,9 @@ pub enum TensorError {
         /// What it said.
         source: Box<candle_core::Error>,
     },
+    /// Nothing could be put under a key, or got from there.
+    #[error(transparent)]
+    Rendezvous(#[from] RendezvousError),
     /// The operation failed.
     #[error(transparent)]
     Operation(#[from] Error),
@@ -116,6 +119,7 @@ impl TensorError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Busy { .. } | Self::NotStored { .. } | Self::Allocation { .. } => true,
+            Self::Rendezvous(error) => error.is_retryable(),
             Self::Operation(error) => error.is_retryable(),
             _ => false,
         }

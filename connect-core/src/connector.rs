@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::accelerator::{self, Accelerator, Accelerators};
 use crate::clock::Clock;
@@ -345,8 +345,13 @@ impl Connector {
 
     /// The same connector, with the moment that its deadline stands for now: for operations of several steps.
     pub(crate) fn with_resolved_deadline(&self) -> Self {
+        self.with_its_deadline().0
+    }
+
+    /// The same, and the moment.
+    pub(crate) fn with_its_deadline(&self) -> (Self, Option<Instant>) {
         let at = self.deadline.resolve(self.core.clock.now());
-        self.with_deadline(at.map_or(Deadline::never(), Deadline::at))
+        (self.with_deadline(at.map_or(Deadline::never(), Deadline::at)), at)
     }
 
     /// Keeps memory registered until the registration is dropped, and valid, by its owner, for as long as anybody

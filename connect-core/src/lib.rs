@@ -33,7 +33,8 @@
 //! * Memory is never freed, moved or handed back while a transfer may touch it. Every wait ends.
 //!
 //! # Not goals
-//! * A side channel. How the document travels is the program's own business; it is a secret.
+//! * A side channel. How the document travels is the program's own business; it is a secret. ([`rendezvous`] uses
+//!   whatever there is by key.)
 //! * Service discovery, request routing, authentication of peers.
 //! * Systems other than Linux.
 //! * Tensors. This crate knows bytes, element types and shapes; `connect-candle` and `connect-tch` know
@@ -51,6 +52,7 @@
 //! | [`Descriptor`], [`DescriptorMut`] | one contiguous piece of such memory; a list of them is one operation |
 //! | [`Slab`], [`Slot`] | memory that is registered once and used piece by piece: [`pool`] |
 //! | `checkpoint` | safetensors files served from disk, and received into a new file; by the feature `safetensors` |
+//! | [`Rendezvous`] | envelopes put under keys of any side channel, and taken there: [`rendezvous`] |
 //! | [`FanOut`] | one memory for several readers, each with a document and an answer of its own |
 //! | [`Pending`], [`Completion`] | the two answers of an operation: it is open, it has ended |
 //! | [`Deadline`] | when an operation must have ended; 30 s unless set |
@@ -121,6 +123,7 @@ mod memory;
 mod op;
 pub mod original;
 pub mod pool;
+pub mod rendezvous;
 mod stats;
 mod sync;
 mod task;
@@ -142,6 +145,7 @@ pub use op::{
     ReadableOperation, Received, Report, WritableOperation, WriteOperation,
 };
 pub use pool::{Registered, Slab, Slot};
+pub use rendezvous::{Rendezvous, RendezvousError};
 pub use stats::Stats;
 pub use task::{Task, Wait};
 pub use tensors::{NamedTensors, ReadableTensor, ReadableTensors, WritableTensor};

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use connect_core::layout::LayoutError;
-use connect_core::{Device, DigestMismatch, Error, MetadataError};
+use connect_core::{Device, DigestMismatch, Error, MetadataError, RendezvousError};
 use tch::{Kind, Tensor};
 
 use crate::dtype::dtype_of;
@@ -97,6 +97,9 @@ pub enum TensorError {
         /// The first line of what it said.
         reason: String,
     },
+    /// Nothing could be put under a key, or got from there.
+    #[error(transparent)]
+    Rendezvous(#[from] RendezvousError),
     /// The operation failed.
     #[error(transparent)]
     Operation(#[from] Error),
@@ -107,6 +110,7 @@ impl TensorError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Allocation { .. } => true,
+            Self::Rendezvous(error) => error.is_retryable(),
             Self::Operation(error) => error.is_retryable(),
             _ => false,
         }

@@ -29,6 +29,7 @@ examples! {
     a_sender_pushes: "08_push";
     senders_push_into_a_pool: "10_pool";
     a_checkpoint_moves_from_file_to_file: "12_checkpoint";
+    tensors_are_got_by_key: "13_by_key";
 }
 
 /// With NIXL and the original at hand, it also talks to Python.

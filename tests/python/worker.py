@@ -8,10 +8,10 @@ input is one command, each line on standard output one answer:
     {"do": "read" | "write", "metadata": {...}, "tensors": [SPEC...]}
                                                               -> {"event": "complete", "sha256": [...]}
 
-SPEC is {"dtype": torch dtype name, "shape": [...], "seed": n, "device": "cpu"}. A source's bytes are the
-pattern `(31 * i + seed) mod 251`; the digests are over each tensor's bytes after the operation.
+SPEC is {"dtype": torch dtype name, "shape": [...], "seed": n, "device": "cpu"}. With "strided": true, of a shape
+of three dimensions, it is a transposed view of a part of a larger tensor. A source's bytes are the pattern `(31 * i + seed) mod 251`; the digests are over each tensor's bytes after the operation.
 "verified" in a completion says for each tensor whether its bytes are then the pattern of its seed.
-A command may carry "hex": true (metadata as old workers encode it), "fresh": true (a new agent for the
+A command may carry "rows": true (one descriptor for each row of its tensors of three dimensions), "hex": true (metadata as old workers encode it), "fresh": true (a new agent for the
 operation, as workers of November 2025 made) and "timeout" in seconds. Several commands can be under way:
 answers carry the command's "id".
 
@@ -47,11 +47,7 @@ import torch  # noqa: E402
 from dynamo.nixl_connect import Connector, Descriptor, RdmaMetadata  # noqa: E402
 from nixl._api import nixl_agent  # noqa: E402
 
-
-def pattern(size, seed):
-    # 251 is prime, so the pattern has that period.
-    period = torch.tensor([(31 * i + seed) % 251 for i in range(251)], dtype=torch.uint8)
-    return period.repeat(size // 251 + 1)[:size].clone()
+from pattern import pattern  # noqa: E402
 
 
 def expected(spec, size):
@@ -60,11 +56,38 @@ def expected(spec, size):
 
 
 def make_tensor(spec, fill):
+    """A tensor, and what reads its bytes in row-major order."""
     dtype = getattr(torch, spec["dtype"])
     empty = torch.empty(spec["shape"], dtype=dtype)
     size = empty.numel() * empty.element_size()
     raw = expected(spec, size) if fill else torch.zeros(size, dtype=torch.uint8)
-    return raw.view(dtype).reshape(spec["shape"]), raw
+    if spec.get("strided"):
+        return make_strided(spec["shape"], dtype, raw)
+    return raw.view(dtype).reshape(spec["shape"]), lambda: raw
+
+
+def make_strided(shape, dtype, raw):
+    outer, middle, inner = shape
+    base = torch.zeros((middle, outer, inner * 3 // 2), dtype=dtype)
+    start, width = inner // 4, base.element_size()
+
+    def part(tensor, width):
+        return tensor[:, :, start * width : (start + inner) * width].transpose(0, 1)
+
+    def read():
+        content = part(plain, width).clone().reshape(-1)
+        gaps = plain.clone()
+        part(gaps, width).zero_()
+        # Whatever lies in the gaps is part of no tensor, so it would be a wrong byte.
+        return content if not gaps.any() else torch.full_like(content, 255)
+
+    plain = base.view(torch.uint8) if dtype != torch.uint8 else base
+    part(plain, width).copy_(raw.view(outer, middle, inner * width))
+    return part(base, 1), read
+
+
+def descriptors_of(tensor, rows):
+    return [Descriptor(row) for plane in tensor for row in plane] if rows else [Descriptor(tensor)]
 
 
 def digest(raw):
@@ -80,7 +103,7 @@ async def run(connector, command):
     passive = command["do"] in ("readable", "writable")
     fill = command["do"] in ("readable", "write")
     tensors = [make_tensor(spec, fill) for spec in command["tensors"]]
-    descriptors = [Descriptor(tensor) for tensor, _ in tensors]
+    descriptors = [part for tensor, _ in tensors for part in descriptors_of(tensor, command.get("rows", False))]
     if len(descriptors) == 1:
         descriptors = descriptors[0]
     if command.get("fresh"):
@@ -101,8 +124,9 @@ async def run(connector, command):
         await asyncio.wait_for(operation.wait_for_completion(), command.get("timeout", 30))
         status = operation.status.name
     seconds = time.perf_counter() - started
-    verified = [torch.equal(raw, expected(spec, raw.numel())) for spec, (_, raw) in zip(command["tensors"], tensors)]
-    digests = [digest(raw) for _, raw in tensors]
+    contents = [read() for _, read in tensors]
+    verified = [torch.equal(raw, expected(spec, raw.numel())) for spec, raw in zip(command["tensors"], contents)]
+    digests = [digest(raw) for raw in contents]
     answer(command, event="complete", status=status, seconds=seconds, sha256=digests, verified=verified)
 
 

@@ -11,6 +11,7 @@ mod fakecuda;
 mod fuzz;
 mod gpu_bundle;
 mod layout;
+mod matrix;
 mod process;
 mod promises;
 mod setup;
@@ -28,6 +29,7 @@ How long they take (two cores, fast line; first run, then later runs):
   demo     2 min to build; then seconds
   test     about 30 min; then 15
   verify   10 min, by design; an hour more with --all
+  matrix   3 min to build; then 45 s
   fuzz     1 min to build; then 15 s for each million executions
   gpu-bundle  12 min, and 104 MB of NVIDIA's compiler
   bench    3 min to build; then 25 to 30 min, 1 to 5 for one sweep (--only), 40 s with --quick
@@ -55,6 +57,8 @@ enum Command {
     Verify(verify::Args),
     /// Write the list of the promises' tests into docs/reliability.md
     Promises,
+    /// Exchange tensors between all frameworks, and write what was run into docs/matrix.md
+    Matrix,
     /// Feed damaged input to everything that reads what a peer wrote, guided by coverage
     Fuzz(fuzz::Args),
     /// Compare with NIXL itself, the Python original and what the machine can do, side by side
@@ -75,6 +79,7 @@ fn main() -> Result<()> {
         Command::Test(args) => step::run(check::STEPS, &args),
         Command::Verify(args) => verify::run(&args),
         Command::Promises => promises::write(),
+        Command::Matrix => matrix::write(),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::GpuBundle(args) => gpu_bundle::run(&args),

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
+use crate::rendezvous::RendezvousError;
 use crate::wire::{DigestMismatch, MetadataError};
 
 /// Why a checkpoint can't be served or received. Each message names the file or the tensor, and what to do.
@@ -91,6 +92,9 @@ pub enum CheckpointError {
     /// The tensors make no valid envelope: one name twice, say.
     #[error("envelope refused: {0}")]
     Envelope(#[from] MetadataError),
+    /// Nothing could be put under a key, or got from there.
+    #[error(transparent)]
+    Rendezvous(#[from] RendezvousError),
     /// The operation failed.
     #[error(transparent)]
     Operation(#[from] Error),
@@ -101,6 +105,7 @@ impl CheckpointError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Locked { .. } | Self::Busy { .. } => true,
+            Self::Rendezvous(error) => error.is_retryable(),
             Self::Operation(error) => error.is_retryable(),
             _ => false,
         }

@@ -1,7 +1,7 @@
 //! The JSON documents.
 
 use super::{bounded, measured, printable};
-use crate::wire::{MAX_DESCRIPTORS, MAX_DIMS, MAX_NOTIFICATION_KEY_BYTES};
+use crate::wire::{MAX_DESCRIPTORS, MAX_DIMS, MAX_NOTIFICATION_KEY_BYTES, MmKwargsTransfer};
 use crate::{MediaDescriptor, MetadataError, OperationKind, RdmaMetadata, TensorEnvelope, TensorSpec};
 
 /// Encoded blobs no longer than this are inflated here too: to a megabyte at most, which takes a millisecond.
@@ -40,11 +40,27 @@ pub(super) fn media(input: &[u8]) {
     assert_eq!(envelope.metadata().kind(), OperationKind::Read);
 }
 
+/// The documents of Dynamo's workers: each reader sees every input.
 pub(super) fn transfer_spec(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
-    let Some(envelope) = read(input, || TensorEnvelope::from_transfer_spec_json(&text)) else { return };
-    check_envelope(&envelope);
-    assert_eq!(only(&envelope).byte_len, envelope.metadata().total_bytes());
+    let spec = read(input, || TensorEnvelope::from_transfer_spec_json(&text));
+    let request = read(input, || TensorEnvelope::from_transfer_request_json(&text));
+    for envelope in spec.iter().chain(&request) {
+        check_envelope(envelope);
+        assert_eq!(only(envelope).byte_len, envelope.metadata().total_bytes());
+    }
+    if let Some(written) = spec.as_ref().and_then(|spec| spec.to_transfer_spec_json().ok()) {
+        assert_eq!(TensorEnvelope::from_transfer_spec_json(&written).ok(), spec);
+    }
+    if let Some(written) = request.as_ref().and_then(|request| request.to_transfer_request_json().ok()) {
+        assert_eq!(TensorEnvelope::from_transfer_request_json(&written).ok(), request);
+    }
+    if let Some(transfer) = read(input, || MmKwargsTransfer::from_json(&text)) {
+        transfer.items.iter().for_each(check_envelope);
+        if let Ok(written) = transfer.to_json() {
+            assert_eq!(MmKwargsTransfer::from_json(&written).ok(), Some(transfer));
+        }
+    }
 }
 
 /// What was read, if it was accepted; its price and its refusal are checked.

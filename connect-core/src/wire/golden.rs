@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::{Digest, MediaDescriptor, RdmaMetadata, TensorEnvelope, TensorSpec};
+use super::{
+    Digest, EMBEDDINGS_TENSOR_NAME, MM_KWARGS_ITEM_NAME, MediaDescriptor, MmKwargsTransfer, RdmaMetadata,
+    TensorEnvelope, TensorSpec,
+};
 use crate::{DType, Device, OperationKind, Region};
 
 const METADATA: &str = include_str!("../../golden/metadata.json");
@@ -12,6 +15,8 @@ const METADATA_HEX: &str = include_str!("../../golden/metadata_hex.json");
 const ENVELOPE: &str = include_str!("../../golden/envelope.json");
 const ENVELOPE_DIGEST: &str = include_str!("../../golden/envelope_digest.json");
 const TRANSFER_SPEC: &str = include_str!("../../golden/transfer_spec.json");
+const TRANSFER_REQUEST: &str = include_str!("../../golden/transfer_request.json");
+const MM_KWARGS: &str = include_str!("../../golden/mm_kwargs.json");
 const MEDIA: &str = include_str!("../../golden/media.json");
 
 const KEY: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
@@ -61,6 +66,15 @@ fn the_documents_of_dynamo() {
     let tensor = envelope.get("pixel_values").unwrap();
     assert_eq!((tensor.dtype, &tensor.shape[..], tensor.byte_len), (DType::BF16, &[1, 48][..], 96));
     assert_eq!(envelope.metadata().to_json(), METADATA);
+
+    let envelope = TensorEnvelope::from_transfer_request_json(TRANSFER_REQUEST).unwrap();
+    let tensor = envelope.get(EMBEDDINGS_TENSOR_NAME).unwrap();
+    assert_eq!((tensor.dtype, &tensor.shape[..]), (DType::F16, &[3, 8][..]));
+    assert_eq!(envelope.to_transfer_request_json().unwrap(), TRANSFER_REQUEST);
+
+    let transfer = MmKwargsTransfer::from_json(MM_KWARGS).unwrap();
+    assert!(transfer.items[0].get(MM_KWARGS_ITEM_NAME).is_some());
+    assert_eq!(transfer.to_json().unwrap(), MM_KWARGS);
 
     let media = MediaDescriptor::from_json(MEDIA).unwrap();
     assert_eq!((media.device(), media.dtype(), media.shape()), (Device::CPU, DType::U8, &[2, 2, 3][..]));

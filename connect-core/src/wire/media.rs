@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::envelope::MAX_ENVELOPE_BYTES;
 use super::json::{self, List, Object};
 use super::tensor::MAX_DIMS;
+use super::transfer_spec::{readable_by_workers, to_json};
 use super::{
     MetadataError, OperationKind, RdmaMetadata, SerializedDescriptor, TensorEnvelope, TensorSpec, extra,
 };
-use crate::device::Device;
+use crate::device::{Device, DeviceKind};
 use crate::dtype::DType;
 use crate::memory::Region;
 
@@ -57,6 +58,74 @@ impl MediaDescriptor {
     /// or wraps around, or a shape that is not of as many bytes as the range.
     pub fn from_json(document: &str) -> Result<Self, MetadataError> {
         json::parse::<Object<RawMedia>>(document.as_bytes(), MAX_ENVELOPE_BYTES)?.0.check()
+    }
+
+    /// Describes a tensor that this process offers, as the front-end would describe its media: for workers that read
+    /// media with Dynamo's `read_decoded_media_via_nixl`.
+    ///
+    /// Such a worker makes a notification key of its own, so the offer never learns that it was read. Keep it open
+    /// until the request has ended some other way, and cancel it then. The worker takes the first three channels of
+    /// the last dimension and ignores others.
+    ///
+    /// # Errors
+    /// More tensors than one, one in several pieces (a strided view; send `.contiguous()`), a type that torch lacks, an
+    /// offer to be written to, or memory that is neither of the system nor of a CUDA device.
+    pub fn of(envelope: &TensorEnvelope) -> Result<Self, MetadataError> {
+        let (tensor, _) = readable_by_workers(envelope)?;
+        let offer = envelope.metadata();
+        if offer.kind() != OperationKind::Read {
+            return Err(MetadataError::WrongKind { offered: offer.kind(), wanted: OperationKind::Read });
+        }
+        let region = offer.descriptors()[0].region();
+        if !matches!(region.device().kind(), DeviceKind::Host | DeviceKind::Cuda) {
+            let reason = format!("NIXL's names for memory have none for {}", region.device());
+            return Err(MetadataError::Field { field: "mem_type", reason });
+        }
+        let tensor = TensorSpec { name: MEDIA_TENSOR_NAME.to_owned(), ..tensor.clone() };
+        let nixl_metadata = offer.nixl_metadata().to_owned();
+        Ok(Self { nixl_metadata, region, tensor, metadata: None, content_hash: None })
+    }
+
+    /// The same with what the worker shall know of the media: the frames of a video and their rate, say.
+    ///
+    /// # Errors
+    /// As [`TensorEnvelope::with_extra`].
+    pub fn with_metadata(mut self, metadata: Value) -> Result<Self, MetadataError> {
+        let checked = extra::value(metadata);
+        let refused = |error: serde_json::Error| MetadataError::Field {
+            field: "metadata",
+            reason: json::quoted(&error.to_string()),
+        };
+        self.metadata = Some(checked.map_err(refused)?);
+        Ok(self)
+    }
+
+    /// The same with a name for the content, by which the worker may cache it: 16 hexadecimal digits in lower case, or
+    /// Dynamo ignores it.
+    #[must_use]
+    pub fn with_content_hash(mut self, content_hash: impl Into<String>) -> Self {
+        self.content_hash = Some(content_hash.into());
+        self
+    }
+
+    /// Writes the descriptor as the front-end does.
+    pub fn to_json(&self) -> String {
+        let device = self.region.device();
+        let mem_type = if device.kind() == DeviceKind::Cuda { "Vram" } else { "Dram" };
+        let dtype = self.tensor.dtype.torch_name().unwrap_or_default().to_ascii_uppercase();
+        to_json(&Media {
+            nixl_metadata: &self.nixl_metadata,
+            nixl_descriptor: NixlDescriptor {
+                addr: self.region.addr(),
+                size: self.region.len(),
+                mem_type,
+                device_id: device.id(),
+            },
+            shape: &self.tensor.shape,
+            dtype,
+            metadata: self.metadata.as_ref(),
+            content_hash: self.content_hash.as_deref(),
+        })
     }
 
     /// Where the front-end's memory is.
@@ -111,6 +180,25 @@ impl fmt::Debug for MediaDescriptor {
             .field("content_hash", &self.content_hash)
             .finish_non_exhaustive()
     }
+}
+
+#[derive(Serialize)]
+struct Media<'a> {
+    nixl_metadata: &'a str,
+    nixl_descriptor: NixlDescriptor,
+    shape: &'a [u64],
+    dtype: String,
+    metadata: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_hash: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct NixlDescriptor {
+    addr: u64,
+    size: u64,
+    mem_type: &'static str,
+    device_id: u32,
 }
 
 /// A media descriptor as it was read, before its values were looked at.
@@ -254,6 +342,38 @@ mod tests {
         assert_eq!(envelope.extra()["metadata"]["source_fps"], 29.97);
         assert_eq!(envelope.extra()["content_hash"], "8f1e");
         assert_eq!(TensorEnvelope::from_json(&envelope.to_json()).unwrap(), envelope);
+    }
+
+    #[test]
+    fn an_offer_is_described_as_the_front_end_describes_its_own() {
+        let written = MediaDescriptor::from_json(&document().to_string()).unwrap();
+        let envelope = written.clone().into_envelope().unwrap();
+        let metadata = json!({"source_fps": 29.97, "frames": [0, 30]});
+        let described = MediaDescriptor::of(&envelope).unwrap();
+        let described = described.with_metadata(metadata).unwrap().with_content_hash("8f1e");
+        assert_eq!(described, written);
+        let json: Value = serde_json::from_str(&described.to_json()).unwrap();
+        assert_eq!(MediaDescriptor::from_json(&described.to_json()).unwrap(), described);
+        assert_eq!((&json["dtype"], &json["nixl_descriptor"]["mem_type"]), (&json!("UINT8"), &json!("Dram")));
+        let on_cuda = with("/nixl_descriptor/mem_type", json!("Vram")).unwrap();
+        assert_eq!(MediaDescriptor::from_json(&on_cuda.to_json()).unwrap().device(), Device::cuda(7));
+    }
+
+    #[test]
+    fn what_no_worker_could_read_is_not_described() {
+        let (read, tensors, _) = with("/dtype", json!("int8")).unwrap().into_envelope().unwrap().into_parts();
+        let key = read.notification_key().to_owned();
+        let write = RdmaMetadata::new(OperationKind::Write, &read.regions(), b"agent", key).unwrap();
+        let error = MediaDescriptor::of(&TensorEnvelope::new(write, tensors).unwrap()).unwrap_err();
+        assert!(matches!(error, MetadataError::WrongKind { .. }), "{error}");
+        let xpu = Region::new(Device::xpu(0), 4096, 12).unwrap();
+        let offer = RdmaMetadata::new(OperationKind::Read, &[xpu], b"agent", "key".to_owned()).unwrap();
+        let tensor = TensorSpec::new("x", DType::U8, [12], 0..1).unwrap();
+        let error = MediaDescriptor::of(&TensorEnvelope::new(offer, vec![tensor]).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("none for xpu:0"), "{error}");
+        let described = with("/dtype", json!("int8")).unwrap();
+        let deep = (0..100).fold(json!(1), |inner, _| json!([inner]));
+        assert!(described.with_metadata(deep).is_err());
     }
 
     #[test]

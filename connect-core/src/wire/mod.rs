@@ -16,6 +16,7 @@ mod golden;
 pub(crate) mod json;
 mod media;
 mod metadata;
+mod mm_kwargs;
 mod tensor;
 mod transfer_spec;
 
@@ -30,6 +31,8 @@ pub(crate) use json::{parse, quoted};
 pub use media::{MEDIA_TENSOR_NAME, MediaDescriptor};
 pub(crate) use metadata::encode_blob;
 pub use metadata::{MAX_DOCUMENT_BYTES, MAX_NOTIFICATION_KEY_BYTES, RdmaMetadata};
+pub use mm_kwargs::{MM_KWARGS_ITEM_NAME, MmKwargsTransfer};
 pub use tensor::{MAX_DIMS, MAX_TENSOR_NAME_BYTES, TensorSpec};
+pub use transfer_spec::EMBEDDINGS_TENSOR_NAME;
 
 use crate::op::OperationKind;

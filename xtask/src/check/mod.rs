@@ -15,6 +15,7 @@ use crate::cargo::{cargo, require_peers};
 use crate::demo;
 use crate::fakecuda;
 use crate::gpu_bundle;
+use crate::matrix;
 use crate::process;
 use crate::promises;
 use crate::setup::Group;
@@ -61,8 +62,8 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "clippy-nixl", what: "no lint fires with NIXL", needs: &[Group::Nixl], run: clippy_nixl },
     Step {
         name: "clippy-tch",
-        what: "no lint fires in connect-tch",
-        needs: &[Group::Torch],
+        what: "no lint fires in connect-tch and what uses it",
+        needs: &[Group::Nixl, Group::Torch],
         run: clippy_tch,
     },
     Step {
@@ -78,6 +79,12 @@ pub(crate) const STEPS: &[Step] = &[
         run: test_nixl,
     },
     Step { name: "test-tch", what: "tests of connect-tch", needs: &[Group::Torch], run: test_tch },
+    Step {
+        name: "matrix",
+        what: "every framework with every other, as docs/matrix.md says",
+        needs: matrix::NEEDS,
+        run: test_matrix,
+    },
     Step {
         name: "fresh-tch",
         what: "a new project builds and runs by connect-tch's README",
@@ -136,7 +143,8 @@ fn clippy_nixl(_: &mut Outcome) -> Result<()> {
 }
 
 fn clippy_tch(_: &mut Outcome) -> Result<()> {
-    lint(&["--package", "connect-tch"])
+    lint(&["--package", "connect-tch"])?;
+    lint(&["--package", matrix::PACKAGE])
 }
 
 fn lint(selection: &[&str]) -> Result<()> {
@@ -179,6 +187,10 @@ fn test_nixl(outcome: &mut Outcome) -> Result<()> {
 fn test_tch(outcome: &mut Outcome) -> Result<()> {
     counted(&mut tests(&["--package", "connect-tch"]), outcome)?;
     process::run(cargo("run").args(["--locked", "--package", "connect-tch", "--example", "11_tch_tensor"]))
+}
+
+fn test_matrix(outcome: &mut Outcome) -> Result<()> {
+    counted(require_peers(&mut tests(&["--package", matrix::PACKAGE])), outcome)
 }
 
 fn tests(selection: &[&str]) -> Command {

@@ -109,6 +109,12 @@ impl Group {
                             "holds dynamo/nixl_connect; its native module is not used",
                         ),
                         alone("nixl==1.5.1", "lets `import nixl` find nixl-cu13"),
+                        alone(
+                            "ai-dynamo==1.6.1",
+                            "Dynamo's own transfer code, as the peer of interop_dynamo.rs; nothing else of it is imported",
+                        ),
+                        alone("msgspec==0.22.0", "ai-dynamo's embedding_transfer imports it"),
+                        alone("safetensors==0.8.0", "the same"),
                     ]
                 }
             }
@@ -149,7 +155,7 @@ impl Group {
         match self {
             Self::Nixl | Self::NixlVersions => ".nixl_cu13.mesonpy.libs/libnixl_capi.so",
             Self::Torch => "torch/lib/libtorch_cpu.so",
-            Self::Python => "dynamo/nixl_connect/__init__.py",
+            Self::Python => "dynamo/common/multimodal/embedding_transfer.py",
             Self::Cuda => "nvidia/cu13/bin/nvcc",
         }
     }
@@ -166,7 +172,9 @@ impl Group {
                 "import ctypes, sysconfig; \
                  ctypes.CDLL(sysconfig.get_path('purelib') + '/torch/lib/libtorch_cpu.so')"
             }
-            Self::Python => "import dynamo.nixl_connect",
+            Self::Python => {
+                "import dynamo.nixl_connect, dynamo.common.utils.media_nixl, msgspec, safetensors.torch"
+            }
             Self::Cuda => {
                 "import subprocess, sysconfig; \
                  subprocess.check_call([sysconfig.get_path('purelib') + '/nvidia/cu13/bin/nvcc', '--version'])"
