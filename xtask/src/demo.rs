@@ -14,7 +14,10 @@ pub(crate) struct Args {
     /// Over NIXL instead of the embedded transport; fetches it first (83 MB)
     #[arg(long)]
     nixl: bool,
-    /// Into a Python worker that uses dynamo.nixl_connect; implies --nixl and fetches torch first (2 GB)
+    /// A checkpoint from one process to another instead, byte by byte
+    #[arg(long)]
+    checkpoint: bool,
+    /// The checkpoint into a Python worker that uses dynamo.nixl_connect; implies --nixl and fetches torch first (2 GB)
     #[arg(long)]
     python: bool,
     /// For the demo program; `cargo xtask demo -- --help` lists them
@@ -22,43 +25,85 @@ pub(crate) struct Args {
     arguments: Vec<String>,
 }
 
+/// Which of the two demos, and who takes part.
+#[derive(Clone, Copy)]
+pub(crate) enum Demo {
+    /// KV caches from a prefill process to a decode process.
+    Caches { nixl: bool },
+    /// A checkpoint from one process to another.
+    Checkpoint { nixl: bool, python: bool },
+}
+
 /// The command.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let nixl = args.nixl || args.python;
-    println!(
-        "This builds the demo (about 2 min the first time on two cores) and moves a checkpoint from one process to \
-         another{}{}, and checks every byte.\nIt takes some seconds, needs no GPU, no RDMA and no root, and leaves nothing behind but target/{}.",
-        if nixl { " over NIXL" } else { "" },
-        if args.python { ", a Python worker that uses the original" } else { "" },
-        if nixl { " and .connect/" } else { "" },
-    );
-    setup::ensure(needs(nixl, args.python))?;
-    process::run(&mut command(nixl, args.python, &args.arguments))
+    let demo = if args.checkpoint || args.python {
+        Demo::Checkpoint { nixl: args.nixl || args.python, python: args.python }
+    } else {
+        Demo::Caches { nixl: args.nixl }
+    };
+    println!("{}", demo.announcement());
+    setup::ensure(demo.needs())?;
+    process::run(&mut demo.command(&args.arguments))
 }
 
-/// What a demo with these peers needs set up.
-pub(crate) const fn needs(nixl: bool, python: bool) -> &'static [Group] {
-    match (nixl, python) {
-        (_, true) => &[Group::Nixl, Group::Python],
-        (true, false) => &[Group::Nixl],
-        (false, false) => &[],
+impl Demo {
+    fn announcement(self) -> String {
+        let (what, took) = match self {
+            Self::Caches { .. } => (
+                "computes prompts in one process, hands their KV caches to another and goes on there; compares each token \
+                 with what one process makes, damages a cache to see that this shows, and kills processes on purpose",
+                "about a minute",
+            ),
+            Self::Checkpoint { .. } => {
+                ("moves a checkpoint from one process to another, and checks every byte", "some seconds")
+            }
+        };
+        let over = match self {
+            Self::Checkpoint { python: true, .. } => {
+                " Over NIXL, into a Python worker that uses the original."
+            }
+            Self::Caches { nixl: true } | Self::Checkpoint { nixl: true, .. } => " Over NIXL.",
+            _ => "",
+        };
+        format!(
+            "This builds the demo (about 3 min the first time on two cores), and then {what}.{over}\nIt takes {took}, needs no \
+             GPU, no RDMA and no root, and leaves nothing behind but target/ and, with NIXL or Python, .connect/."
+        )
     }
-}
 
-/// The cargo that builds and runs it.
-pub(crate) fn command(nixl: bool, python: bool, arguments: &[String]) -> Command {
-    let mut cargo = cargo("run");
-    cargo.args(["--release", "--package", "connect-examples", "--bin", "demo"]);
-    if nixl {
-        cargo.args(["--features", "nixl"]);
+    /// What it needs set up.
+    pub(crate) const fn needs(self) -> &'static [Group] {
+        match self {
+            Self::Checkpoint { python: true, .. } => &[Group::Nixl, Group::Python],
+            Self::Caches { nixl: true } | Self::Checkpoint { nixl: true, .. } => &[Group::Nixl],
+            _ => &[],
+        }
     }
-    cargo.arg("--");
-    if nixl {
-        cargo.arg("--nixl");
+
+    /// The cargo that builds and runs it.
+    pub(crate) fn command(self, arguments: &[String]) -> Command {
+        let (program, nixl) = match self {
+            Self::Caches { nixl } => ("disagg", nixl),
+            Self::Checkpoint { nixl, .. } => ("demo", nixl),
+        };
+        let mut cargo = cargo("run");
+        cargo.args(["--release", "--package", "connect-examples", "--bin", program]);
+        if nixl {
+            cargo.args(["--features", "nixl"]);
+        }
+        cargo.arg("--");
+        match self {
+            Self::Caches { nixl } => {
+                cargo.arg("run-all").args(nixl.then_some(["--transport", "nixl"]).into_iter().flatten());
+            }
+            Self::Checkpoint { nixl, python } => {
+                cargo.args(nixl.then_some("--nixl"));
+                if python {
+                    with_python(&mut cargo).arg("--python");
+                }
+            }
+        }
+        cargo.args(arguments);
+        cargo
     }
-    if python {
-        with_python(&mut cargo).arg("--python");
-    }
-    cargo.args(arguments);
-    cargo
 }

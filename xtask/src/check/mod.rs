@@ -12,7 +12,7 @@ use anyhow::Result;
 
 use crate::bench;
 use crate::cargo::{cargo, require_peers};
-use crate::demo;
+use crate::demo::Demo;
 use crate::fakecuda;
 use crate::gpu_bundle;
 use crate::matrix;
@@ -105,21 +105,21 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "demo",
-        what: "the demo, embedded",
-        needs: demo::needs(false, false),
-        run: |_| demo(false, false),
+        what: "KV caches from prefill to decode, and all drills, embedded",
+        needs: CACHES.needs(),
+        run: |_| demo(CACHES),
     },
     Step {
         name: "demo-nixl",
-        what: "the demo over NIXL",
-        needs: demo::needs(true, false),
-        run: |_| demo(true, false),
+        what: "the same over NIXL",
+        needs: CACHES_OVER_NIXL.needs(),
+        run: |_| demo(CACHES_OVER_NIXL),
     },
     Step {
         name: "demo-python",
-        what: "the demo with Python",
-        needs: demo::needs(true, true),
-        run: |_| demo(true, true),
+        what: "a checkpoint into Python",
+        needs: CHECKPOINT_INTO_PYTHON.needs(),
+        run: |_| demo(CHECKPOINT_INTO_PYTHON),
     },
     Step {
         name: "bench",
@@ -199,10 +199,15 @@ fn tests(selection: &[&str]) -> Command {
     cargo
 }
 
-fn demo(nixl: bool, python: bool) -> Result<()> {
+const CACHES: Demo = Demo::Caches { nixl: false };
+const CACHES_OVER_NIXL: Demo = Demo::Caches { nixl: true };
+const CHECKPOINT_INTO_PYTHON: Demo = Demo::Checkpoint { nixl: true, python: true };
+
+fn demo(demo: Demo) -> Result<()> {
     // Large enough to be cut into slices, small enough for a slow machine.
     let small = ["--size-mb".to_owned(), "32".to_owned()];
-    process::run(&mut demo::command(nixl, python, &small))
+    let arguments: &[String] = if matches!(demo, Demo::Checkpoint { .. }) { &small } else { &[] };
+    process::run(&mut demo.command(arguments))
 }
 
 fn bench(_: &mut Outcome) -> Result<()> {

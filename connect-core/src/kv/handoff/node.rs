@@ -348,7 +348,8 @@ impl Runner {
             self.say(to, says);
         }
         self.node.counters.leases.store(self.owner.leases() as u64, Ordering::Relaxed);
-        let wants = self.taker.is_asking() || self.pushes.is_asking();
+        // A taker asks right after it has read, and waits for the answer.
+        let wants = self.owner.leases() > 0 || self.taker.is_asking() || self.pushes.is_asking();
         if wants != self.expecting.is_some() {
             self.expecting = wants.then(|| self.pool.connector().mailbox().expect());
         }

@@ -10,6 +10,10 @@ use super::{Answer, Fleet, Options, Request, baseline, requests};
 use crate::engine::Setup;
 use crate::wire::{Drill, Mode};
 
+/// How a client is told that a cache is gone: by the owner, by the transport, or, over NIXL, by a card that went with
+/// the agent that was replaced to take the blocks back.
+pub(super) const EXPIRED: [&str; 3] = ["lease_expired", "transfer", "blocks"];
+
 /// A lease short enough to wait for.
 const LEASE_MS: u64 = 1500;
 
@@ -56,9 +60,7 @@ async fn given_up_expired_and_slow(options: &Options) -> Result<()> {
     let fleet = Fleet::start(&options.setup, "fail").await?;
     let request = one(options);
     for mode in [Mode::Pull, Mode::Chunked, Mode::Layerwise] {
-        for (drill, kinds) in
-            [(Drill::Abort, &["aborted"][..]), (Drill::Expire, &["lease_expired", "transfer"][..])]
-        {
+        for (drill, kinds) in [(Drill::Abort, &["aborted"][..]), (Drill::Expire, &EXPIRED[..])] {
             let answer = fleet.client().complete(&request.prompt, 8, mode, Some(drill)).await?;
             ensure!(kinds.contains(&kind(&answer)), "{mode:?} with {drill:?}: {answer:?}");
             fleet.all_free().await?;

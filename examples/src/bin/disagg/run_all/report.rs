@@ -31,9 +31,7 @@ impl Report {
             (Some(Drill::Abort), Err(failure)) if failure.kind == "aborted" => {
                 return self.count("given up: the client is told so");
             }
-            (Some(Drill::Expire), Err(failure))
-                if ["lease_expired", "transfer"].contains(&&*failure.kind) =>
-            {
+            (Some(Drill::Expire), Err(failure)) if super::drills::EXPIRED.contains(&&*failure.kind) => {
                 return self.count("lease expired: the client is told so");
             }
             (drill, answer) => {
