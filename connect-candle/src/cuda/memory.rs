@@ -157,7 +157,7 @@ pub(crate) fn allocate(
     bytes: u64,
     zeroed: bool,
 ) -> Result<(CudaStorage, u64), TensorError> {
-    let allocation = |_| TensorError::Allocation { name: info.name.clone(), bytes };
+    let allocation = |_| TensorError::Allocation { tensor: info.clone(), bytes };
     let stream = device.cuda_stream();
     let length = usize::try_from(bytes).map_err(|_| allocation(driver::TOO_LARGE))?;
     macro_rules! allocate {

@@ -541,6 +541,7 @@ impl Driver {
             return;
         }
         operation.ending = true;
+        operation.bind();
         let quiet = self.transport.end_offer(offer, true);
         self.happened(id, Event::Stop(Why::Cancelled, quiet));
     }

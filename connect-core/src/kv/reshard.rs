@@ -54,9 +54,8 @@ pub fn plan(kv_heads: u32, from_width: u32, to_width: u32, to_rank: u32) -> Opti
     let mut slices: Vec<HeadSlice> = Vec::new();
     let mut next = wanted.start;
     while next < wanted.end {
-        let first = (0..from_width).find(|rank| {
-            heads_of(kv_heads, from_width, *rank).is_some_and(|heads| heads.contains(&next))
-        })?;
+        let first = (0..from_width)
+            .find(|rank| heads_of(kv_heads, from_width, *rank).is_some_and(|heads| heads.contains(&next)))?;
         let from_rank = first + to_rank % copies;
         let has = heads_of(kv_heads, from_width, from_rank)?;
         let end = has.end.min(wanted.end);
