@@ -502,7 +502,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         what: "a tensor's storage is kept by the same tensor object",
         edits: &[Edit {
             file: "connect-tch/src/inspect.rs",
-            find: "tensor.f_detach().map_err(|error| torch(&info, &error.to_string()))?",
+            find: "tensor.f_detach().map_err(|error| torch(&dense.info, &error.to_string()))?",
             replace: "tensor.shallow_clone()",
         }],
         package: "connect-tch",
