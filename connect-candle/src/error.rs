@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use candle_core::{DType, DeviceLocation, Tensor};
+use candle_core::{DType, Device, DeviceLocation, Tensor};
 use connect_core::layout::LayoutError;
 use connect_core::wire::MetadataError;
 use connect_core::{DigestMismatch, Error, RendezvousError};
@@ -21,7 +21,7 @@ pub enum TensorError {
     },
     /// An element type that only one of the two sides has.
     #[error(
-        "tensor {name:?} ({dtype} {shape:?} on cpu) has elements of a type that {lacking}; convert it before sending"
+        "tensor {name:?} ({dtype} {shape:?} on {device}) has elements of a type that {lacking}; convert it before sending"
     )]
     DType {
         /// The tensor's name.
@@ -30,6 +30,8 @@ pub enum TensorError {
         dtype: String,
         /// Its shape.
         shape: Vec<u64>,
+        /// Where it is, or was to be.
+        device: connect_core::Device,
         /// Who does not know the type.
         lacking: &'static str,
     },
@@ -150,9 +152,14 @@ impl TensorInfo {
         }
     }
 
-    /// A tensor that does not exist yet, and will be on the CPU unless something else is said.
+    /// A tensor that does not exist yet, and will be on the CPU unless [`on`](Self::on) says otherwise.
     pub(crate) fn described(name: &str, dtype: DType, shape: &[usize]) -> Self {
         Self { name: name.to_owned(), dtype, shape: shape.to_vec(), device: DeviceLocation::Cpu }
+    }
+
+    /// The same on a device.
+    pub(crate) fn on(self, device: &Device) -> Self {
+        Self { device: device.location(), ..self }
     }
 }
 

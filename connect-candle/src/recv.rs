@@ -97,7 +97,10 @@ fn check_digest(spec: &TensorSpec, filled: &Filled) -> Result<(), TensorError> {
     if spec.digest.is_none() {
         return Ok(());
     }
-    let info = || TensorInfo::described(&filled.name, filled.storage.dtype(), &filled.dims);
+    let info = || {
+        let info = TensorInfo::described(&filled.name, filled.storage.dtype(), &filled.dims);
+        info.on(&filled.storage.device())
+    };
     let check = |storage: &CpuStorage| Ok(spec.check_digest([view::bytes(storage)])?);
     match &filled.storage {
         Storage::Cpu(storage) => check(storage),
@@ -254,11 +257,12 @@ fn fresh_for(envelope: &TensorEnvelope, device: &Device) -> Result<FreshTensors,
             name: spec.name.clone(),
             dtype: spec.dtype.to_string(),
             shape: spec.shape.clone(),
+            device: view::place(device),
             lacking: "Candle does not have",
         })?;
         // A dimension beyond all addresses has more bytes than there are, and is refused for that.
         let dims = spec.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(usize::MAX));
-        let info = TensorInfo::described(&spec.name, dtype, &dims.collect::<Vec<_>>());
+        let info = TensorInfo::described(&spec.name, dtype, &dims.collect::<Vec<_>>()).on(device);
         fresh.add(&info, Content::Unset, &pieces[spec.descriptors()])?;
     }
     Ok(fresh)
@@ -269,11 +273,12 @@ fn fresh_writable(
     shape: &Shape,
     device: &Device,
 ) -> Result<(FreshTensors, TensorSpec), TensorError> {
-    let info = TensorInfo::described("", dtype, shape.dims());
+    let info = TensorInfo::described("", dtype, shape.dims()).on(device);
     let wire = dtype_of(dtype).ok_or_else(|| TensorError::DType {
         name: String::new(),
         dtype: dtype.as_str().to_owned(),
         shape: info.shape.iter().map(|&dim| dim as u64).collect(),
+        device: view::place(device),
         lacking: "the wire format has no name for",
     })?;
     if info.shape.contains(&0) {

@@ -143,6 +143,7 @@ fn add(
         name: name.to_owned(),
         dtype: tensor.dtype().as_str().to_owned(),
         shape: tensor.dims().iter().map(|&dim| dim as u64).collect(),
+        device: view::place(tensor.device()),
         lacking: "the wire format has no name for",
     })?;
     let shape: Vec<u64> = tensor.dims().iter().map(|&dim| dim as u64).collect();

@@ -20,7 +20,7 @@ pub enum TensorError {
         /// Why, and what to do.
         reason: &'static str,
     },
-    /// The tensor lives where this build can't reach it.
+    /// The tensor is, or was to be, where this program can't reach it.
     #[error("{tensor} can't be reached: {reason}")]
     Device {
         /// Which tensor.
@@ -160,7 +160,7 @@ impl fmt::Display for TensorInfo {
         }
         match self.device {
             Some(device) => write!(f, "{device})"),
-            None => f.write_str("a device that tch has no name for)"),
+            None => f.write_str("a device that this library has no name for)"),
         }
     }
 }

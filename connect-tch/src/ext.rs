@@ -12,11 +12,12 @@ pub trait TensorExt: sealed::Sealed {
     ///
     /// # Safety
     /// Until the operation has ended (over NIXL: until the transport has proven that no peer reads the tensor
-    /// any more), nobody writes to the tensor's storage or resizes it, by any handle or view.
+    /// any more), nobody writes to the tensor's storage or resizes it, by any handle or view. On a GPU, what was queued
+    /// before this call is waited for; from then on nothing may be queued that writes there.
     ///
     /// # Errors
     /// A [`TensorError`](crate::TensorError) that names the remedy for what can't be offered: undefined, sparse, quantised or
-    /// empty tensors, views in too many pieces, tensors off the CPU.
+    /// empty tensors, views in too many pieces, tensors on devices that this program or the transport can't reach.
     unsafe fn send_readable(&self, connector: &Connector) -> Pending<ReadableTensor>;
 
     /// Writes the tensor into the memory that a peer offers, and ends when the peer has every byte.
@@ -35,11 +36,13 @@ pub trait TensorExt: sealed::Sealed {
     ///
     /// The bytes arrive in a new tensor. libtorch then copies them into this one, on the thread that waits or
     /// polls, and counts it as the in-place operation that it is. So the old content can be used until then, and
-    /// is left as it was by an operation that fails.
+    /// is left as it was by an operation that fails. On a GPU the copy is queued, and this ends when it is over; only a
+    /// deadline that passes during that leaves the new content behind an error.
     ///
     /// # Safety
     /// While the operation is waited for or polled, nobody uses the tensor's storage on another thread, by any
-    /// handle or view. (Candle has a lock for this; libtorch has none, and copies without one.)
+    /// handle or view. (Candle has a lock for this; libtorch has none, and copies without one.) On a GPU, what is queued
+    /// counts as use until it is done.
     ///
     /// # Errors
     /// A [`TensorError`](crate::TensorError) that names the remedy for what can't be received into: as for
@@ -59,6 +62,8 @@ pub trait TensorExt: sealed::Sealed {
     /// From the call until `lease` comes back or is dropped,
     /// * nobody else reads or writes the elements of this tensor, by any handle or view of the storage, and
     /// * nobody resizes the storage.
+    ///
+    /// On a GPU, what was queued before this call is waited for, and what arrived is there for what is queued afterwards.
     ///
     /// # Errors
     /// As [`recv_into`](Self::recv_into). `Bool` tensors are refused, whose bytes would be there unchecked, and

@@ -10,13 +10,24 @@
 
 use std::ffi::{CStr, c_void};
 
+use connect_core::accelerator::Accelerators;
 use connect_core::layout::{self, LayoutError, Run};
-use connect_core::{DType, Device, Digest, Region, SourceMemory};
+use connect_core::{DType, Digest, Region, SourceMemory};
 use tch::Tensor;
 
-use crate::device;
+use crate::device::{self, Place};
 use crate::dtype::dtype_of;
 use crate::error::{TensorError, TensorInfo, first_line};
+
+const NO_DIGEST: &str =
+    "digests are computed by the CPU; move it with `to_device(Device::Cpu)`, or send it without";
+
+/// A tensor with dense memory within reach.
+pub(crate) struct Dense {
+    pub(crate) info: TensorInfo,
+    pub(crate) dtype: DType,
+    pub(crate) place: Place,
+}
 
 /// What a peer must know of a tensor.
 pub(crate) struct Facts {
@@ -31,6 +42,8 @@ pub(crate) struct Facts {
 pub(crate) struct TensorSource {
     tensors: Vec<Tensor>,
     regions: Vec<Region>,
+    /// Where they are, each once.
+    places: Vec<Place>,
 }
 
 impl TensorSource {
@@ -39,30 +52,41 @@ impl TensorSource {
     /// # Safety
     /// Until this source is dropped, nobody writes to the tensor's storage or resizes it.
     pub(crate) unsafe fn add(&mut self, name: &str, tensor: &Tensor) -> Result<Facts, TensorError> {
-        let (info, dtype) = check(name, tensor)?;
+        let dense = check(name, tensor)?;
         // Not a shallow clone: that is the same tensor object, whose `set_data` exchanges the storage.
-        let keep = tensor.f_detach().map_err(|error| torch(&info, &error.to_string()))?;
-        let regions = regions(&info, &view(&keep, &info, dtype)?)?;
+        let keep = tensor.f_detach().map_err(|error| torch(&dense.info, &error.to_string()))?;
+        let regions = regions(&dense.info, &view(&keep, &dense)?)?;
+        let Dense { info, dtype, place } = dense;
         let shape = info.shape.iter().flatten().map(|&dim| u64::try_from(dim)).collect::<Result<_, _>>();
         let shape = shape.map_err(|_| torch(&info, "a negative dimension"))?;
         let facts = Facts { info, dtype, shape, pieces: regions.len() };
         self.tensors.push(keep);
         self.regions.extend(regions);
+        if !self.places.contains(&place) {
+            self.places.push(place);
+        }
         Ok(facts)
     }
 
-    /// The digest of the last tensor that was added, which has this many pieces.
+    /// The digest of the last tensor that was added, of which these are the facts.
     ///
     /// # Safety
     /// As [`add`](Self::add), which it came by.
-    pub(crate) unsafe fn digest(&self, pieces: usize) -> Digest {
+    ///
+    /// # Errors
+    /// [`TensorError::Device`] when it is not in system memory.
+    pub(crate) unsafe fn digest(&self, facts: &Facts) -> Result<Digest, TensorError> {
+        let last = &self.regions[self.regions.len() - facts.pieces..];
+        if last.iter().any(|region| !region.device().is_cpu()) {
+            return Err(TensorError::Device { tensor: facts.info.clone(), reason: NO_DIGEST });
+        }
         let bytes = |region: &Region| {
             let start = std::ptr::with_exposed_provenance::<u8>(region.addr() as usize);
-            // SAFETY: the region is memory of the tensor that was added last and is kept here; the caller promises that
-            // nobody writes to it.
+            // SAFETY: the region is system memory of the tensor that was added last and is kept here; the caller
+            // promises that nobody writes to it.
             unsafe { std::slice::from_raw_parts(start, region.len() as usize) }
         };
-        Digest::of_pieces(self.regions[self.regions.len() - pieces..].iter().map(bytes))
+        Ok(Digest::of_pieces(last.iter().map(bytes)))
     }
 
     /// Cuts the pieces where the peer's end, since an operation pairs them.
@@ -78,9 +102,13 @@ unsafe impl SourceMemory for TensorSource {
     fn regions(&self) -> Vec<Region> {
         self.regions.clone()
     }
+
+    fn accelerators(&self) -> Accelerators {
+        self.places.iter().filter_map(|place| place.accelerator()).collect()
+    }
 }
 
-// SAFETY: a shared reference gives access to the plain numbers in `regions` only; the tensors are not used
+// SAFETY: a shared reference gives access to plain numbers and names of devices only; the tensors are not used
 // again before they drop, on whichever single thread that happens.
 unsafe impl Sync for TensorSource {}
 
@@ -118,7 +146,7 @@ fn rank(tensor: &Tensor) -> Result<usize, String> {
 }
 
 /// The exception that the last call on this thread left, if it did.
-fn last_error() -> Result<(), String> {
+pub(crate) fn last_error() -> Result<(), String> {
     // SAFETY: the slot belongs to this thread; what it returns is null or a C string that is now ours.
     let error = unsafe { torch_sys::get_and_reset_last_err() };
     if error.is_null() {
@@ -136,13 +164,13 @@ unsafe extern "C" {
 }
 
 /// Refuses what has no dense memory within reach. The order matters: see the module.
-pub(crate) fn check(name: &str, tensor: &Tensor) -> Result<(TensorInfo, DType), TensorError> {
+pub(crate) fn check(name: &str, tensor: &Tensor) -> Result<Dense, TensorError> {
     let mut info = TensorInfo { name: name.to_owned(), ..TensorInfo::default() };
     let unsupported = |info: &TensorInfo, reason| TensorError::Unsupported { tensor: info.clone(), reason };
     if !tensor.defined() {
         return Err(unsupported(&info, "it is undefined; assign it first"));
     }
-    info.device = device::device_of(tensor);
+    info.device = device::name(tensor.device());
     // tch has no names for some kinds (uint16 and the like): asking for those is an error.
     info.kind = tensor.f_kind().ok();
     info.shape = shape(tensor).ok();
@@ -162,7 +190,7 @@ pub(crate) fn check(name: &str, tensor: &Tensor) -> Result<(TensorInfo, DType), 
     if tensor.is_mkldnn() {
         return Err(unsupported(&info, "it is in oneDNN's own layout (mkldnn); call `to_dense` first"));
     }
-    device::check(&info)?;
+    let place = Place::of(tensor, &info)?;
     let dtype = dtype_of(kind).ok_or_else(|| TensorError::DType {
         tensor: info.clone(),
         dtype: format!("{kind:?}"),
@@ -174,11 +202,12 @@ pub(crate) fn check(name: &str, tensor: &Tensor) -> Result<(TensorInfo, DType), 
     if tensor.f_is_neg().unwrap_or(true) {
         return Err(unsupported(&info, "it is negated lazily; call `resolve_neg` first"));
     }
-    Ok((info, dtype))
+    Ok(Dense { info, dtype, place })
 }
 
 /// What a dense tensor's view is made of.
 pub(crate) struct View {
+    place: Place,
     /// Where its first element is; null where there is none.
     addr: u64,
     element_bytes: usize,
@@ -194,7 +223,8 @@ impl View {
 }
 
 /// The view of a dense tensor.
-pub(crate) fn view(tensor: &Tensor, info: &TensorInfo, dtype: DType) -> Result<View, TensorError> {
+pub(crate) fn view(tensor: &Tensor, dense: &Dense) -> Result<View, TensorError> {
+    let Dense { info, dtype, place } = dense;
     let unsupported = |reason| TensorError::Unsupported { tensor: info.clone(), reason };
     // Both fail for the sparse layouts that tch does not report as such.
     let addr = data_address(tensor).map_err(|_| unsupported(not_dense(tensor)))?;
@@ -207,16 +237,16 @@ pub(crate) fn view(tensor: &Tensor, info: &TensorInfo, dtype: DType) -> Result<V
     if addr == 0 && !runs.is_empty() {
         return Err(unsupported("it is all zeros without memory behind them; send a new tensor (`zeros`)"));
     }
-    Ok(View { addr, element_bytes: dtype.bits() as usize / 8, runs })
+    Ok(View { place: *place, addr, element_bytes: dtype.bits() as usize / 8, runs })
 }
 
 /// The pieces of memory that a view shows.
 pub(crate) fn regions(info: &TensorInfo, view: &View) -> Result<Vec<Region>, TensorError> {
-    let View { addr, element_bytes, runs } = view;
+    let View { place, addr, element_bytes, runs } = view;
     layout::check_fragmentation(runs, *element_bytes).map_err(|source| refused(info, source))?;
     // libtorch checked the view against its storage when it was made.
-    layout::regions(Device::CPU, *addr, usize::MAX, runs, *element_bytes)
-        .map_err(|source| refused(info, source))
+    let regions = layout::regions(place.device(), *addr, usize::MAX, runs, *element_bytes);
+    regions.map_err(|source| refused(info, source))
 }
 
 /// Why a tensor has no address.
@@ -236,4 +266,64 @@ pub(crate) fn refused(info: &TensorInfo, source: LayoutError) -> TensorError {
 
 pub(crate) fn torch(info: &TensorInfo, message: &str) -> TensorError {
     TensorError::Torch { tensor: info.clone(), reason: first_line(message) }
+}
+
+#[cfg(test)]
+mod tests {
+    use connect_core::{Connector, Device, Error, MemoryError};
+    use tch::Kind;
+
+    use super::*;
+    use crate::cuda::tests::Fake;
+
+    /// A source of one tensor.
+    fn source(tensor: &Tensor) -> (TensorSource, Facts) {
+        let mut source = TensorSource::default();
+        // SAFETY: nobody writes to the tensors of these tests.
+        let facts = unsafe { source.add("x", tensor) }.unwrap();
+        (source, facts)
+    }
+
+    /// System memory that is called a GPU's which is not there: libtorch can't wait for that, and says so.
+    fn missing() -> Place {
+        Place::among(&Fake::of(1000), tch::Device::Cuda(999)).unwrap()
+    }
+
+    fn tensor() -> Tensor {
+        Tensor::ones([4], (Kind::Float, tch::Device::Cpu))
+    }
+
+    #[test]
+    fn p3_a_tensor_on_a_gpu_is_offered_only_after_its_device_was_waited_for() {
+        let (mut source, _) = source(&tensor());
+        assert!(source.accelerators().is_empty(), "system memory waits for nothing");
+        source.places.push(missing());
+        let refused = Connector::local().unwrap().create_readable(source).wait().unwrap_err();
+        let Error::Memory(MemoryError::Accelerator { device, reason }) = refused else { panic!() };
+        assert!(device == Device::cuda(999) && !reason.contains("panicked"), "{device}: {reason}");
+    }
+
+    #[test]
+    fn a_view_s_memory_is_on_its_tensor_s_device_and_has_no_digest_there() {
+        let tensor = tensor();
+        let (mut source, facts) = source(&tensor);
+        // SAFETY: as above.
+        assert!(unsafe { source.digest(&facts) }.is_ok());
+        let dense = Dense { place: missing(), ..check("x", &tensor).unwrap() };
+        let view = view(&tensor, &dense).unwrap();
+        source.regions = regions(&facts.info, &view).unwrap();
+        assert_eq!(source.regions[0].device(), Device::cuda(999));
+        // SAFETY: as above.
+        let refused = unsafe { source.digest(&facts) }.unwrap_err();
+        assert!(matches!(refused, TensorError::Device { .. }), "{refused}");
+        assert!(refused.to_string().contains("to_device(Device::Cpu)"), "{refused}");
+    }
+
+    #[test]
+    fn tensors_of_one_device_wait_for_it_once() {
+        let (mut source, _) = source(&tensor());
+        // SAFETY: as above.
+        unsafe { source.add("y", &tensor()) }.unwrap();
+        assert_eq!(source.places, [Place::CPU]);
+    }
 }

@@ -77,7 +77,8 @@ pub unsafe fn send_tensors<'a, N: AsRef<str>>(
 /// As [`TensorExt::send_readable`](crate::TensorExt::send_readable), for each of them.
 ///
 /// # Errors
-/// As [`send_tensors`].
+/// As [`send_tensors`], and [`TensorError::Device`] for tensors on a GPU: have those checked by other means, or send
+/// copies on the CPU.
 pub unsafe fn send_tensors_with_digests<'a, N: AsRef<str>>(
     connector: &Connector,
     tensors: impl IntoIterator<Item = (N, &'a Tensor)>,
@@ -124,13 +125,14 @@ unsafe fn add(
     with_digest: bool,
 ) -> Result<TensorSpec, TensorError> {
     // SAFETY: the caller's promise is passed on as it is.
-    let Facts { dtype, shape, pieces, .. } = unsafe { source.add(name, tensor) }?;
-    let spec = TensorSpec::new(name, dtype, shape, first_descriptor..first_descriptor + pieces)?;
+    let facts = unsafe { source.add(name, tensor) }?;
+    let pieces = first_descriptor..first_descriptor + facts.pieces;
+    let spec = TensorSpec::new(name, facts.dtype, facts.shape.clone(), pieces)?;
     if !with_digest {
         return Ok(spec);
     }
     // SAFETY: as above; it was added just now.
-    let digest = unsafe { source.digest(pieces) };
+    let digest = unsafe { source.digest(&facts) }?;
     Ok(spec.with_digest(digest))
 }
 

@@ -111,7 +111,7 @@ fn tensors_without_memory_or_a_shape_are_refused() {
 fn devices_out_of_reach_are_refused_and_never_called_by_another_name() {
     let meta = odd("meta");
     for error in [refused(&meta), refused_as_target(&meta)] {
-        says(&error, &["F32 [4, 4] on a device that tch has no name for", "to_device", "`meta`"]);
+        says(&error, &["F32 [4, 4] on a device that this library has no name for", "to_device", "`meta`"]);
         assert!(!error.to_lowercase().contains("mps"), "{error}");
     }
 }

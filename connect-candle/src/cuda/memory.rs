@@ -45,7 +45,7 @@ const ELSEWHERE: &str = "CUDA's driver knows its address as memory of another ki
 /// [`TensorError::Device`] when `device` is no CUDA device, [`TensorError::Allocation`] when it has no such memory.
 pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor, TensorError> {
     let shape = shape.into();
-    let info = TensorInfo { device: device.location(), ..TensorInfo::described("", dtype, shape.dims()) };
+    let info = TensorInfo::described("", dtype, shape.dims()).on(device);
     let Device::Cuda(device) = device else {
         return Err(view::out_of_reach(&info, "it is on no CUDA device"));
     };

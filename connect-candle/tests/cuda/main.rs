@@ -300,4 +300,5 @@ fn a_part_of_a_storage_on_a_gpu_is_no_target_and_a_shape_beyond_its_memory_is_an
     assert!(refused.to_string().contains("recv_into_unlocked"), "{refused}");
     let refused = recv_writable_on(&receiver, DType::F64, 1usize << 40, &device).wait().unwrap_err();
     assert!(matches!(refused, TensorError::Allocation { .. }), "{refused}");
+    assert!(refused.to_string().contains("(f64 [1099511627776] on cuda:0)"), "{refused}");
 }

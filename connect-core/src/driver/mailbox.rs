@@ -17,9 +17,11 @@ pub(crate) struct Mailbox {
 
 /// Keeps an owner's address. What it does with a message is quick: the driver does it.
 pub(crate) struct Inbox {
-    /// Takes a message, and who sent it as far as the transport knows; says whether there was room.
-    take: Box<dyn Fn(String, &[u8]) -> bool + Send + Sync>,
+    take: Box<Take>,
 }
+
+/// Takes a message, and who sent it as far as the transport knows; says whether there was room.
+type Take = dyn Fn(String, &[u8]) -> bool + Send + Sync;
 
 /// While it lives, the driver looks for messages as often as for the end of an offer.
 pub(crate) struct Expecting(Arc<Mailbox>);

@@ -225,11 +225,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         of: "P5",
-        what: "over local a request may name other regions than the offer",
+        what: "over local a request may name memory that is not on offer",
         edits: &[Edit {
             file: GRANT,
-            find: "offered.regions.iter().zip(request.regions.iter()).position(|(o, r)| o != r)",
-            replace: "offered.regions.iter().zip(request.regions.iter()).position(|(o, _)| o.len() == 0)",
+            find: "asked.iter().position(|region| !is_inside(region))",
+            replace: "asked.iter().position(|region| !is_inside(region) && region.len() == 0)",
         }],
         package: "connect-core",
         target: LIB,
@@ -406,8 +406,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         what: "a cancel is not heard",
         edits: &[Edit {
             file: "connect-core/src/driver/mod.rs",
-            find: "        if matches!(operation.machine.phase(), Phase::Parked | Phase::Finished) {\n            return;",
-            replace: "        if matches!(operation.machine.phase(), Phase::Parked | Phase::Finished) || why == Why::Cancelled {\n            return;",
+            find: "Phase::Parked | Phase::Finished) {\n            return;\n        }\n        let quiet = self.let_go(id);",
+            replace: "Phase::Parked | Phase::Finished) || why == Why::Cancelled {\n            return;\n        }\n        let quiet = self.let_go(id);",
         }],
         package: "connect-core",
         target: LIB,
@@ -502,7 +502,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         what: "a tensor's storage is kept by the same tensor object",
         edits: &[Edit {
             file: "connect-tch/src/inspect.rs",
-            find: "tensor.f_detach().map_err(|error| torch(&info, &error.to_string()))?",
+            find: "tensor.f_detach().map_err(|error| torch(&dense.info, &error.to_string()))?",
             replace: "tensor.shallow_clone()",
         }],
         package: "connect-tch",

@@ -1,4 +1,4 @@
-//! Mutants of what keeps GPU streams and transfers in order. Their tests run on the fake CUDA driver.
+//! Mutants of what keeps GPU streams and transfers in order. Those of Candle run on the fake CUDA driver.
 
 use super::mutations::{Edit, Mutant};
 
@@ -7,6 +7,10 @@ const CONTEXT: &str = "connect-candle/src/cuda/context.rs";
 pub(super) const TARGET: &[&str] = &["--features", "cuda", "--test", "cuda"];
 const READS: &str = "p3_what_another_thread_queued_is_in_what_a_peer_reads";
 const IN_CONTEXT: &str = "p3_what_arrives_by_a_copy_in_the_context_is_seen_by_every_thread";
+
+const fn torch(what: &'static str, edits: &'static [Edit], test: &'static str) -> Mutant {
+    Mutant { of: "P3, libtorch", what, edits, package: "connect-tch", target: &["--lib"], test }
+}
 
 const fn candle(what: &'static str, edits: &'static [Edit], test: &'static str) -> Mutant {
     Mutant { of: "P3, D3", what, edits, package: "connect-candle", target: TARGET, test }
@@ -85,5 +89,32 @@ pub(super) const MUTANTS: &[Mutant] = &[
             replace: "    if kind.is_pooled && false {",
         }],
         "memory_from_the_pool_is_refused_with_the_remedies_and_each_of_them_works",
+    ),
+    torch(
+        "a tensor that is offered names no device",
+        &[Edit {
+            file: "connect-tch/src/inspect.rs",
+            find: "self.places.iter().filter_map(|place| place.accelerator()).collect()",
+            replace: "self.places.iter().filter_map(|place| place.accelerator()).take(0).collect()",
+        }],
+        "inspect::tests::p3_a_tensor_on_a_gpu_is_offered_only_after_its_device_was_waited_for",
+    ),
+    torch(
+        "new tensors name no device",
+        &[Edit {
+            file: "connect-tch/src/fresh.rs",
+            find: "self.place.accelerator().into_iter().collect()",
+            replace: "self.place.accelerator().into_iter().take(0).collect()",
+        }],
+        "fresh::tests::p3_new_memory_on_a_gpu_is_given_to_a_peer_only_after_its_device_was_waited_for",
+    ),
+    torch(
+        "elements that are received into in place name no device",
+        &[Edit {
+            file: "connect-tch/src/target.rs",
+            find: "self.place.accelerator().into_iter().collect()",
+            replace: "self.place.accelerator().into_iter().take(0).collect()",
+        }],
+        "target::tests::p3_elements_on_a_gpu_are_received_into_only_after_its_device_was_waited_for",
     ),
 ];
