@@ -30,7 +30,7 @@ pub struct BlockCard {
 }
 
 /// Names a card: tickets are for one.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct CardId([u8; 16]);
 
 impl BlockCard {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::layout::Placed;
 use super::lease::{Guard, LaidSource};
 use super::runs::FreeRuns;
-use super::{BlockCard, BlockError, BlockLayout, BlockLease, BlockTicket, SharedBlocks};
+use super::{BlockCard, BlockError, BlockLayout, BlockLease, BlockTicket, CardId, SharedBlocks};
 use crate::connector::Connector;
 use crate::deadline::Deadline;
 use crate::driver::Registration;
@@ -152,12 +152,14 @@ impl BlockPool {
     /// # Errors
     /// [`Error::Transport`] when the transport can't describe the memory.
     pub fn card(&self) -> Task<BlockCard, Error> {
-        if let Some(card) = &*lock(&self.shared.card) {
-            return Task::ready(Ok(card.clone()));
-        }
         let described = self.connector.describe(self.shared.placed.ranges().to_vec());
         let shared = Arc::clone(&self.shared);
         Task::after(described, move |blob| Task::ready(blob.map(|blob| shared.card_with(&blob))))
+    }
+
+    /// The card that peers were last told of.
+    pub(crate) fn known_card(&self) -> CardId {
+        lock(&self.shared.card).as_ref().map(BlockCard::id).unwrap_or_default()
     }
 
     /// Offers blocks for one peer to read. Share them with several offers for several peers.

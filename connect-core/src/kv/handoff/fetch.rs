@@ -11,7 +11,7 @@ use super::taker::Verdict;
 use super::ticket::refused;
 use super::{HandOff, KvTicket};
 use crate::Report;
-use crate::blocks::{BlockLease, RemoteBlocks, Whole};
+use crate::blocks::{BlockError, BlockLease, RemoteBlocks, Whole};
 use crate::error::{Error, Failed};
 use crate::kv::KvError;
 use crate::kv::promise::{Answer, promise};
@@ -61,9 +61,14 @@ impl HandOff {
     /// hears of it every sixth of the lease from now on.
     ///
     /// # Errors
-    /// [`KvError::UnknownEngine`] when the owner was never met, or has restarted since.
+    /// [`KvError::UnknownEngine`] when the owner was never met, or has restarted since;
+    /// [`StaleCard`](BlockError::StaleCard) when it has another card by now. For both: exchange cards, and ask it again.
     pub fn track(&self, ticket: KvTicket) -> Result<Tracked, KvError> {
         let remote = self.remote(ticket.engine())?;
+        let (card, current) = (remote.card().id(), ticket.card);
+        if card != current {
+            return Err(BlockError::StaleCard { card, ticket: current }.into());
+        }
         let (keep, ended) = promise();
         let limit = self.shared.config.deadline;
         self.shared.node.send(Input::Track {
@@ -89,7 +94,7 @@ impl Tracked {
     ///
     /// # Errors
     /// [`KvError::LeaseExpired`], [`KvError::Transfer`], [`KvError::Blocks`] with
-    /// [`StaleCard`](crate::blocks::BlockError::StaleCard) when the owner has another card by now, and the rest of
+    /// [`StaleCard`](BlockError::StaleCard) when the owner has another card by now, and the rest of
     /// [`KvError`]. The lease comes back with the error, if nothing touches it any more.
     pub fn fetch(self, lease: BlockLease) -> Task<Fetched, KvFailed> {
         self.fetch_after(lease, 0)
@@ -102,7 +107,7 @@ impl Tracked {
     pub fn fetch_after(mut self, lease: BlockLease, cached: u32) -> Task<Fetched, KvFailed> {
         let (local, remote) = (lease.blocks().len(), self.ticket.blocks.saturating_sub(cached) as usize);
         if local != remote || local == 0 {
-            let error = crate::blocks::BlockError::Count { local, remote }.into();
+            let error = BlockError::Count { local, remote }.into();
             return Task::ready(Err(KvFailed { error, lease: Some(lease) }));
         }
         self.whole = Some(Whole::new(lease));

@@ -11,7 +11,7 @@ use super::owner::Outcome;
 use super::ticket::shortened;
 use super::{HandOff, KvTicket};
 use crate::Deadline;
-use crate::blocks::{BlockOffer, Guard, SharedBlocks};
+use crate::blocks::{BlockCard, BlockOffer, CardId, Guard, SharedBlocks};
 use crate::kv::KvError;
 use crate::kv::promise::promise;
 use crate::op::{All, ReadableOperation};
@@ -43,11 +43,14 @@ impl HandOff {
         first_token: Option<u32>,
     ) -> Task<Offer, KvError> {
         let blocks = blocks.into();
-        let streaming = self.stream(request, blocks.blocks().len() as u32, tokens);
+        // Its card is that of the chunk, which is not there yet.
+        let card = self.shared.pool.blocks().known_card();
+        let streaming = self.begin(request, blocks.blocks().len() as u32, tokens, card);
         let last = Some(Last { first_token });
         Task::after(streaming.offer(blocks, 0, last), move |chunk| {
             Task::ready(chunk.map(|chunk| {
                 let Streaming { mut ticket, ended, .. } = streaming;
+                ticket.card = chunk.ticket.card();
                 ticket.chunks.push(chunk);
                 Offer { ticket, ended }
             }))
@@ -84,7 +87,18 @@ impl HandOff {
 
     /// Begins a hand-off of so many blocks that are still being computed. Its ticket can go to the taker at once, who
     /// reads what there is while the rest is computed.
-    pub fn stream(&self, request: &str, blocks: u32, tokens: u32) -> Streaming {
+    ///
+    /// # Errors
+    /// [`KvError::Transfer`] when the transport can't describe the pool.
+    pub fn stream(&self, request: &str, blocks: u32, tokens: u32) -> Task<Streaming, KvError> {
+        let (handoff, request) = (self.clone(), request.to_owned());
+        Task::after(self.shared.pool.blocks().card(), move |card| {
+            let begin = |card: BlockCard| handoff.begin(&request, blocks, tokens, card.id());
+            Task::ready(card.map(begin).map_err(KvError::from))
+        })
+    }
+
+    fn begin(&self, request: &str, blocks: u32, tokens: u32, card: CardId) -> Streaming {
         let id = Uuid::new_v4();
         let (keep, answer) = promise();
         self.shared.node.send(Input::Open(id, keep));
@@ -94,6 +108,7 @@ impl HandOff {
             request: shortened(request),
             tokens,
             blocks,
+            card,
             lease_ms: u64::try_from(self.shared.config.lease.as_millis()).unwrap_or(u64::MAX).max(1),
             chunks: Vec::new(),
         };

@@ -167,7 +167,7 @@ fn a_hand_off_given_up_ends_at_once_and_both_sides_have_their_blocks_again() {
 #[test]
 fn an_owner_takes_a_request_back_and_its_taker_hears_of_it() {
     let (p, d) = pair(LONG);
-    let streaming = p.stream("r", 5, 18);
+    let streaming = p.stream("r", 5, 18).wait().unwrap();
     let fetch = d.track(sent(streaming.ticket())).unwrap().fetch(d.pool().blocks().take(5).unwrap());
     assert_eq!(streaming.withdraw().wait().unwrap(), Outcome::Withdrawn);
     let failed = fetch.wait().unwrap_err();
@@ -181,7 +181,7 @@ fn an_owner_takes_a_request_back_and_its_taker_hears_of_it() {
 fn blocks_are_handed_off_while_they_are_computed_by_chunks_and_by_layers() {
     let (p, d) = pair(LONG);
     // Chunk by chunk: the ticket goes first.
-    let streaming = p.stream("r", 6, 24);
+    let streaming = p.stream("r", 6, 24).wait().unwrap();
     let fetch = d.track(sent(streaming.ticket())).unwrap().fetch(d.pool().blocks().take(6).unwrap());
     let (first, rest) = filled(&p, 6).split_blocks(2);
     let (second, third) = rest.split_blocks(2);
@@ -197,7 +197,7 @@ fn blocks_are_handed_off_while_they_are_computed_by_chunks_and_by_layers() {
     all_free([&p, &d]);
 
     // Layer by layer.
-    let streaming = p.stream("r", 6, 24);
+    let streaming = p.stream("r", 6, 24).wait().unwrap();
     let fetch = d.track(sent(streaming.ticket())).unwrap().fetch(d.pool().blocks().take(6).unwrap());
     let (first, second) = filled(&p, 6).split_parts(2);
     streaming.send(first, 0).wait().unwrap();
@@ -208,7 +208,7 @@ fn blocks_are_handed_off_while_they_are_computed_by_chunks_and_by_layers() {
 
     // Chunks that overlap, and a last one that leaves some out.
     for (at, last) in [(0, 0), (4, 4)] {
-        let streaming = p.stream("r", 6, 24);
+        let streaming = p.stream("r", 6, 24).wait().unwrap();
         let fetch = d.track(sent(streaming.ticket())).unwrap().fetch(d.pool().blocks().take(6).unwrap());
         let (first, second) = filled(&p, 4).split_blocks(2);
         streaming.send(first, at).wait().unwrap();
@@ -284,7 +284,7 @@ fn strangers_and_wrong_sizes_are_refused_by_name() {
 #[test]
 fn an_owner_that_ends_fails_its_takers_and_no_wait_hangs() {
     let (p, d) = pair(Duration::from_millis(200));
-    let streaming = p.stream("r", 5, 18);
+    let streaming = p.stream("r", 5, 18).wait().unwrap();
     let ticket = sent(streaming.ticket());
     let fetch = d.track(ticket).unwrap().fetch(d.pool().blocks().take(5).unwrap());
     drop((p, streaming));

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::message::{Chunk, Id};
 use crate::MetadataError;
-use crate::blocks::BlockTicket;
+use crate::blocks::{BlockTicket, CardId};
 use crate::kv::KvError;
 use crate::wire::json;
 
@@ -30,6 +30,8 @@ pub struct KvTicket {
     pub(super) tokens: u32,
     pub(super) blocks: u32,
     pub(super) lease_ms: u64,
+    /// The owner's card when it made the ticket: with another one it can't even be spoken to.
+    pub(super) card: CardId,
     pub(super) chunks: Vec<Chunk>,
 }
 
@@ -55,6 +57,11 @@ impl KvTicket {
     /// The engine whose blocks these are.
     pub fn engine(&self) -> &str {
         &self.engine
+    }
+
+    /// The card that the owner had when it made the ticket.
+    pub fn card(&self) -> CardId {
+        self.card
     }
 
     /// What the owner calls the request.

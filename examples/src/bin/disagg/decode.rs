@@ -1,7 +1,8 @@
 //! The decode process: takes caches, and goes on from them.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -10,7 +11,7 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use connect_core::blocks::{BlockError, BlockLease};
+use connect_core::blocks::{BlockError, BlockLease, CardId};
 use connect_core::kv::{Fetched, KvError, KvFailed, KvTicket, PoolCard, PushPlan};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -38,12 +39,19 @@ struct Decode {
     engine: Arc<Engine>,
     client: reqwest::Client,
     policy: Policy,
+    /// The card of this engine that each prefill process was told of.
+    told: Mutex<HashMap<String, CardId>>,
 }
 
 /// Runs it until it is killed.
 pub(crate) async fn run(setup: &Setup, policy: Policy) -> Result<()> {
     let engine = Engine::start("decode", setup)?;
-    let decode = Decode { engine: Arc::clone(&engine), client: reqwest::Client::new(), policy };
+    let decode = Decode {
+        engine: Arc::clone(&engine),
+        client: reqwest::Client::new(),
+        policy,
+        told: Mutex::default(),
+    };
     let router = Router::new().route("/generate", post(generate)).with_state(Arc::new(decode)).merge(
         Router::new()
             .route("/health", get(|| async { "ok" }))
@@ -140,6 +148,12 @@ impl Decode {
 
     /// Gets the cache of a prompt from prefill. A stale card is replaced, and the request made once more.
     async fn fetch(&self, ask: &Generate) -> Result<Cached> {
+        // Prefill answers to where this engine's card says: over NIXL that is another one from time to time.
+        let card = self.engine.pool().blocks().card().await?.id();
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).get(&ask.prefill).copied();
+        if told != Some(card) {
+            self.meet(&ask.prefill).await?;
+        }
         let first = self.fetch_once(ask).await;
         let is_stale = |error: &anyhow::Error| {
             let kv = error.downcast_ref::<KvFailed>().map(|failed| &failed.error);
@@ -158,7 +172,10 @@ impl Decode {
     async fn meet(&self, prefill: &str) -> Result<()> {
         let card = self.engine.pool().card().await?.to_json();
         let peer: Meet = http::ask(&self.client, &format!("{prefill}/meet"), &Meet { card }).await?;
-        Ok(self.engine.handoff.meet(&PoolCard::from_json(&peer.card)?)?)
+        self.engine.handoff.meet(&PoolCard::from_json(&peer.card)?)?;
+        let card = self.engine.pool().blocks().card().await?.id();
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(prefill.to_owned(), card);
+        Ok(())
     }
 
     async fn fetch_once(&self, ask: &Generate) -> Result<Cached> {

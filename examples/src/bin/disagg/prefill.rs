@@ -56,7 +56,7 @@ async fn prefill(
     Ok(Json(match ask.mode {
         Mode::Pull => pull(engine, ask).await?,
         Mode::Push => push(engine, ask).await?,
-        Mode::Chunked | Mode::Layerwise => stream(engine, ask)?,
+        Mode::Chunked | Mode::Layerwise => stream(engine, ask).await?,
     }))
 }
 
@@ -90,10 +90,10 @@ fn whole(engine: &Engine, prompt: &[u32]) -> Result<(connect_core::blocks::Block
 }
 
 /// Answers at once, and hands off what there is while it computes.
-fn stream(engine: Arc<Engine>, ask: Prefill) -> Result<Prefilled> {
+async fn stream(engine: Arc<Engine>, ask: Prefill) -> Result<Prefilled> {
     let tokens = ask.prompt.len();
     let blocks = engine.layout().blocks_for(tokens);
-    let streaming = engine.handoff.stream(&ask.request, blocks, tokens as u32);
+    let streaming = engine.handoff.stream(&ask.request, blocks, tokens as u32).await?;
     let ticket = streaming.ticket().to_json();
     tokio::spawn(async move {
         let request = ask.request.clone();

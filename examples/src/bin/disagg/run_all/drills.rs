@@ -1,6 +1,6 @@
 //! What goes wrong on purpose, and what must come of it: a typed error for the client, and every block back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -125,7 +125,12 @@ async fn decode_dies(options: &Options) -> Result<()> {
         let request = one(options);
         let answer = fleet.client().complete(&request.prompt, 8, mode, Some(Drill::DieQueued)).await?;
         ensure!(kind(&answer) == "decode", "{answer:?}");
-        ensure!(fleet.decode.has_ended()?, "decode is to be gone");
+        // A process takes a moment to die.
+        let until = Instant::now() + Duration::from_secs(20);
+        while !fleet.decode.has_ended()? {
+            ensure!(Instant::now() < until, "decode is to be gone");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         fleet.all_free().await?;
         let statuses = fleet.statuses().await?;
         ensure!(statuses.len() == 1 && statuses[0].expired == 1, "{statuses:?}");
