@@ -40,11 +40,10 @@
 //!
 //! # What can be sent
 //! Dense tensors of the element types both sides know, whole or views in not too many pieces, on the CPU or, over a
-//! transport that reaches it (NIXL), on a CUDA device. Anything
-//! else is a [`TensorError`] that names the remedy, never a panic: sparse tensors of every layout, quantised,
-//! nested and oneDNN ones, lazy conjugates and negatives, zeros without memory, other devices, and element types
-//! that tch or the wire have no name for. `Bool` tensors that arrive are checked: a byte that is neither 0 nor 1 is
-//! [`TensorError::NotBool`].
+//! transport that reaches it (NIXL), on a CUDA device. Anything else is a [`TensorError`] that names the remedy, never a
+//! panic: sparse tensors of every layout, quantised, nested and oneDNN ones, lazy conjugates and negatives, zeros without
+//! memory, other devices, and element types that tch or the wire have no name for. `Bool` tensors that arrive are
+//! checked: a byte that is neither 0 nor 1 is [`TensorError::NotBool`].
 //!
 //! # GPUs
 //! From the CPU to a GPU the receiver changes two lines; the sender's are the same for a tensor that is on a GPU.
