@@ -134,8 +134,11 @@ fn fmt(_: &mut Outcome) -> Result<()> {
     process::run(cargo("fmt").args(["--all", "--check"]))
 }
 
+/// The one feature of the default members that needs nothing installed and is not on by itself.
+const CANDLE_NN: &str = "connect-candle/nn";
+
 fn clippy(_: &mut Outcome) -> Result<()> {
-    lint(&[])
+    lint(&["--features", CANDLE_NN])
 }
 
 fn clippy_nixl(_: &mut Outcome) -> Result<()> {
@@ -155,7 +158,9 @@ fn lint(selection: &[&str]) -> Result<()> {
 }
 
 fn doc(_: &mut Outcome) -> Result<()> {
-    for selection in [&[][..], &with_nixl(&["connect-core"]), &["--package", "connect-tch"]] {
+    for selection in
+        [&["--features", CANDLE_NN][..], &with_nixl(&["connect-core"]), &["--package", "connect-tch"]]
+    {
         let mut cargo = cargo("doc");
         process::run(
             cargo.args(["--locked", "--no-deps"]).args(selection).env("RUSTDOCFLAGS", "-D warnings"),
@@ -165,7 +170,7 @@ fn doc(_: &mut Outcome) -> Result<()> {
 }
 
 fn test(outcome: &mut Outcome) -> Result<()> {
-    counted(&mut tests(&[]), outcome)
+    counted(&mut tests(&["--features", CANDLE_NN]), outcome)
 }
 
 fn cuda(outcome: &mut Outcome) -> Result<()> {
