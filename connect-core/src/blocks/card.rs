@@ -40,6 +40,11 @@ impl BlockCard {
         card
     }
 
+    #[cfg(test)]
+    pub(crate) fn for_tests(layout: BlockLayout, ranges: Vec<Region>, nixl_metadata: String) -> Self {
+        Self::new(&Placed::new(layout, ranges).unwrap(), nixl_metadata)
+    }
+
     /// Reads a card.
     ///
     /// # Errors

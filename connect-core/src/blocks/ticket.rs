@@ -39,6 +39,11 @@ impl BlockTicket {
         Self { card, operation_kind, blocks, parts: (parts.start, parts.end), notification_key }
     }
 
+    #[cfg(test)]
+    pub(crate) fn for_tests(card: CardId, blocks: Vec<u32>, parts: Range<u32>, key: String) -> Self {
+        Self::new(card, OperationKind::Read, blocks, parts, key)
+    }
+
     /// Reads a ticket.
     ///
     /// # Errors

@@ -63,6 +63,8 @@
 
 mod card;
 mod error;
+#[cfg(test)]
+mod golden;
 mod handoff;
 mod layout;
 mod pool;

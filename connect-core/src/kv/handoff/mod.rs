@@ -25,6 +25,8 @@ use node::{Input, Node};
 pub use offer::{Ended, Offer, Streaming};
 pub use owner::Outcome;
 pub use push::{Expected, PushPlan};
+#[cfg(test)]
+pub(super) use ticket::golden_ticket;
 pub use ticket::{KvTicket, PushTicket};
 
 /// How hand-offs behave.

@@ -184,3 +184,12 @@ impl fmt::Debug for PushTicket {
             .finish_non_exhaustive()
     }
 }
+
+/// One that is written down.
+#[cfg(test)]
+pub(in crate::kv) fn golden_ticket(id: Id, engine: &str, card: CardId, ticket: BlockTicket) -> KvTicket {
+    let last = Some(super::message::Last { first_token: Some(17) });
+    let (engine, request) = (engine.to_owned(), "request 1".to_owned());
+    let chunks = vec![Chunk { at: 0, ticket, last }];
+    KvTicket { id, engine, request, tokens: 20, blocks: 2, lease_ms: 30_000, card, chunks }
+}
