@@ -5,6 +5,7 @@
 //! blocks in a transport call.
 
 mod closing;
+mod contacts;
 mod encoded;
 mod end;
 mod info;
@@ -48,7 +49,7 @@ use crate::accelerator;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::op::OperationStatus;
-use crate::op::slot::{Opened, Outcome};
+use crate::op::slot::Opened;
 use crate::op::state::{Event, Phase, Verdict, Why};
 use crate::stats::{self, Counters};
 use crate::transport::{
@@ -387,38 +388,6 @@ impl Driver {
         operation.error = Some(error);
         let step = operation.machine.on(Event::Failed(Quiescence::Quiet));
         self.settle(&mut operation, step.verdict.unwrap_or(Verdict::Failed), true);
-    }
-
-    fn connect(&mut self, info: &Arc<OpInfo>, metadata: &RdmaMetadata) {
-        let failed = |source| Error::Transport { context: info.context(), source };
-        match self.peers.connect(self.transport.as_mut(), metadata, self.clock.now(), failed) {
-            Ok((_, name)) => info.slot.open(Opened { peer: Some(name), ..Opened::default() }),
-            Err(error) => {
-                let outcome = Outcome { result: Err(error), memory: None };
-                info.slot.settle(OperationStatus::Errored, outcome, || {});
-            }
-        }
-        self.deadlines.remove(info);
-    }
-
-    fn notify(&mut self, info: &Arc<OpInfo>, metadata: &RdmaMetadata, message: &[u8]) {
-        let failed = |source| Error::Transport { context: info.context(), source };
-        let known = self.peers.connect(self.transport.as_mut(), metadata, self.clock.now(), failed);
-        let sent = known.and_then(|(peer, name)| {
-            let sent = self.transport.notify(peer, message).map_err(|source| {
-                self.peers.forget_if_lost(self.transport.as_mut(), &source, peer);
-                failed(source)
-            });
-            sent.map(|()| name)
-        });
-        match sent {
-            Ok(name) => info.slot.open(Opened { peer: Some(name), ..Opened::default() }),
-            Err(error) => {
-                let outcome = Outcome { result: Err(error), memory: None };
-                info.slot.settle(OperationStatus::Errored, outcome, || {});
-            }
-        }
-        self.deadlines.remove(info);
     }
 
     // --- what happens to operations ---------------------------------------------------------------------
