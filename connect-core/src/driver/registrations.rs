@@ -79,6 +79,8 @@ impl Driver {
                 info.slot.open(Opened::default());
             }
             Err(source) => {
+                // Before the answer: whoever gets that has all of the memory again.
+                drop(keep);
                 let outcome = Outcome { result: Err(failed(source)), memory: None };
                 info.slot.settle(OperationStatus::Errored, outcome, || {});
             }
