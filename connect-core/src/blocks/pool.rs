@@ -77,6 +77,9 @@ impl Connector {
     /// `ranges` are the memory, one for each range of the layout and of its length; `owner` keeps them valid, and is
     /// kept until no peer can reach them any more.
     ///
+    /// Operations over blocks of a GPU do not wait for its queues yet, as those over tensors do: synchronise the device
+    /// before blocks are offered or written from, and before what was received is used.
+    ///
     /// # Safety
     /// From this call until `owner` is dropped, each range must be initialised memory on its device that can be read and
     /// written, at that address. No two parts of blocks may overlap. While a [`BlockLease`] of a block is out, nobody
