@@ -62,7 +62,20 @@ pub fn open_files(pid: u32) -> Result<usize> {
 pub fn signal(pid: u32, signal: &str) -> Result<()> {
     let status = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status()?;
     ensure!(status.success(), "kill -{signal} {pid}: {status}");
+    // A thread that runs on another core goes on for a moment.
+    let stopped = || signal != "STOP" || is_stopped(pid);
+    ensure!(eventually(Duration::from_secs(10), stopped), "process {pid} does not stop");
     Ok(())
+}
+
+/// Whether each thread of a process is stopped, or the process is gone.
+fn is_stopped(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // The state comes after the name, which is in brackets and may have any characters.
+        stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['T', 'Z']))
+    })
 }
 
 /// Waits until `condition` holds; says whether it did in time.

@@ -312,6 +312,12 @@ fn p5_text_around_a_blob_that_is_damaged_is_refused(lab: &Lab) -> Result<()> {
         bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
         let mut document = good.clone();
         document["nixl_metadata"] = String::from_utf8(bytes)?.into();
+        // The bits that fill up a deflate stream's last byte mean nothing: then it is the same blob.
+        let changed =
+            RdmaMetadata::from_json(&document.to_string()).ok().and_then(|it| it.decode_blob().ok());
+        if changed.is_some_and(|changed| Some(changed) == decoded(&good).ok()) {
+            continue;
+        }
         let fate = arena.refused("a changed character", &document.to_string())?;
         ensure!(matches!(fate, Fate::Refused(MetadataError::Encoding { .. })), "character {at}: {fate:?}");
     }
