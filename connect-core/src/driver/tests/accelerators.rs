@@ -176,7 +176,9 @@ fn p2_a_device_that_never_ends_its_work_does_not_outlast_the_deadline() {
     let error = receiver.shutdown(short).wait().unwrap_err();
     assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");
     queue.go_on();
-    receiver.shutdown(Duration::from_secs(20)).wait().unwrap();
+    // It went on ending all the while, and may have come to its end by now.
+    let ended = receiver.shutdown(Duration::from_secs(20)).wait();
+    assert!(matches!(ended, Ok(()) | Err(Error::ShutDown)), "{ended:?}");
 }
 
 #[test]
