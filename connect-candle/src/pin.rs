@@ -67,11 +67,7 @@ impl TensorSource {
     pub(crate) fn add(&mut self, tensor: &Tensor, info: &TensorInfo) -> Result<usize, TensorError> {
         let pin = hold::pin(tensor).map_err(|denied| denied.into_error(info))?;
         let regions = view::source_regions(pin.storage(), tensor.layout(), info)?;
-        if let Some(one) = view::accelerator(pin.storage())
-            && !self.accelerators.iter().any(|other| other.device() == one.device())
-        {
-            self.accelerators.push(one);
-        }
+        view::add_accelerator(&mut self.accelerators, pin.storage());
         let count = regions.len();
         self.pins.push(pin);
         self.regions.extend(regions);

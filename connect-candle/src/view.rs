@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, DType, Layout, Storage};
+use connect_core::accelerator::Accelerators;
 use connect_core::layout::{self, LayoutError, Run};
 use connect_core::{Accelerator, Device, Digest, RdmaMetadata, Region};
 
@@ -110,6 +111,15 @@ pub(crate) fn accelerator(storage: &Storage) -> Option<Arc<dyn Accelerator>> {
         #[cfg(feature = "cuda")]
         Storage::Cuda(storage) => Some(crate::cuda::accelerator(&storage.device)),
         _ => None,
+    }
+}
+
+/// Adds the device of a storage, if it has one that is not there yet.
+pub(crate) fn add_accelerator(all: &mut Accelerators, storage: &Storage) {
+    if let Some(one) = accelerator(storage)
+        && !all.iter().any(|other| other.device() == one.device())
+    {
+        all.push(one);
     }
 }
 

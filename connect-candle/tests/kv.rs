@@ -79,7 +79,8 @@ fn an_engine_s_own_tensors_are_the_pool_and_nothing_is_copied() {
         unsafe { paged_pool(&connector, KvIdentity::new("m", "w"), layout(order), tensors) }.wait().unwrap()
     };
     let config = HandOffConfig::default();
-    let (p, d) = (HandOff::start(made(&here), config), HandOff::start(made(&there), config));
+    let (p, d) =
+        (HandOff::start(made(&here), config).unwrap(), HandOff::start(made(&there), config).unwrap());
     p.meet(&d.pool().card().wait().unwrap()).unwrap();
     d.meet(&p.pool().card().wait().unwrap()).unwrap();
     let source = p.pool().blocks().take_these(&[3, 9]).unwrap();

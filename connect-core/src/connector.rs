@@ -359,11 +359,12 @@ impl Connector {
     pub(crate) fn register(
         &self,
         region: Region,
+        accelerators: Accelerators,
         owner: Arc<dyn Any + Send + Sync>,
     ) -> (Registration, Pending<()>) {
         let handle = self.request(OperationName::Register, region.len(), self.deadline);
         let id = RegistrationId(handle.info.id);
-        let keep = Keep { id, region, owner };
+        let keep = Keep { id, region, accelerators, owner };
         let command = Command::Register(Request(Arc::clone(&handle.info)), keep);
         (Registration { id, port: self.core.port.clone() }, self.ask(handle, command, |_, _| ()))
     }

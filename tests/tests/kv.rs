@@ -41,7 +41,7 @@ fn identity() -> KvIdentity {
 
 fn engine(lab: &Lab, order: BlockOrder, lease: Duration) -> Result<HandOff> {
     let pool = KvPool::new(&lab.connector()?, identity(), layout(order)).wait()?;
-    Ok(HandOff::start(pool, HandOffConfig::default().lease(lease).deadline(PATIENCE)))
+    Ok(HandOff::start(pool, HandOffConfig::default().lease(lease).deadline(PATIENCE))?)
 }
 
 /// Two engines that have met.
@@ -265,7 +265,7 @@ fn p5_another_model_dtype_or_layout_is_refused_by_name(lab: &Lab) -> Result<()> 
         (identity(), float, "dtype"),
     ] {
         let pool = KvPool::new(&lab.connector()?, identity, layout).wait()?;
-        let refused = HandOff::start(pool, HandOffConfig::default()).meet(&card);
+        let refused = HandOff::start(pool, HandOffConfig::default())?.meet(&card);
         ensure!(
             matches!(&refused, Err(KvError::Incompatible { field: named, .. }) if named == field),
             "{refused:?}"

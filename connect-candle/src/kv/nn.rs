@@ -59,7 +59,7 @@ impl ImportCache for KvCache {
         tokens: usize,
     ) -> Result<(), TensorError> {
         let (k, v) = with_batch(import_layer(lease, layout, layer, tokens)?)?;
-        self.append(&k, &v).map(drop).map_err(|source| candle(&TensorInfo::new("k", &k), source))
+        appended(&k, self.append(&k, &v))
     }
 }
 
@@ -73,7 +73,7 @@ impl ImportCache for ConcatKvCache {
         tokens: usize,
     ) -> Result<(), TensorError> {
         let (k, v) = with_batch(import_layer(lease, layout, layer, tokens)?)?;
-        self.append(&k, &v).map(drop).map_err(|source| candle(&TensorInfo::new("k", &k), source))
+        appended(&k, self.append(&k, &v))
     }
 }
 
@@ -93,6 +93,10 @@ fn export(
     let tokens = k.dims()[k.rank() - 2];
     export_layer(lease, layout, layer, &k, &v, 0..tokens)?;
     Ok(tokens)
+}
+
+fn appended(k: &Tensor, result: candle_core::Result<(Tensor, Tensor)>) -> Result<(), TensorError> {
+    result.map(drop).map_err(|source| candle(&TensorInfo::new("k", k), source))
 }
 
 /// `candle_nn`'s caches have a batch in front.

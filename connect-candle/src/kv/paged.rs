@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
+use connect_core::accelerator::Accelerators;
 use connect_core::kv::{BlockOrder, KvIdentity, KvLayout, KvPool};
 use connect_core::{Connector, Region, Task};
 
@@ -34,13 +35,13 @@ pub unsafe fn paged_pool(
     layout: KvLayout,
     layers: &[(Tensor, Tensor)],
 ) -> Pending<KvPool> {
-    let prepared = ranges(&layout, layers).and_then(|ranges| {
+    let prepared = memory(&layout, layers).and_then(|memory| {
         let blocks = layout
             .tensor_layout()
             .map_err(|error| TensorError::Kv { what: "the pool".to_owned(), reason: error.to_string() })?;
-        Ok((ranges, blocks))
+        Ok((memory, blocks))
     });
-    let (ranges, blocks) = match prepared {
+    let ((ranges, accelerators), blocks) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return Task::ready(Err(error)),
     };
@@ -48,7 +49,7 @@ pub unsafe fn paged_pool(
     let owner: Arc<Vec<(Tensor, Tensor)>> = Arc::new(layers.to_vec());
     // SAFETY: the ranges are all of the tensors' buffers, which `owner` keeps, initialised and of plain numbers. The rest
     // is the caller's promise.
-    let made = unsafe { KvPool::over(connector, identity, layout, blocks, ranges, owner) };
+    let made = unsafe { KvPool::over(connector, identity, layout, blocks, ranges, accelerators, owner) };
     Task::after(made, |pool| {
         let refused = |error: connect_core::kv::KvError| TensorError::Kv {
             what: "the pool".to_owned(),
@@ -58,14 +59,18 @@ pub unsafe fn paged_pool(
     })
 }
 
-fn ranges(layout: &KvLayout, layers: &[(Tensor, Tensor)]) -> Result<Vec<Region>, TensorError> {
+/// Where the tensors are, and the devices whose queues their content depends on.
+fn memory(
+    layout: &KvLayout,
+    layers: &[(Tensor, Tensor)],
+) -> Result<(Vec<Region>, Accelerators), TensorError> {
     if layers.len() != layout.layers as usize {
         let reason = format!("there are {} layers, and the layout has {}", layers.len(), layout.layers);
         return Err(TensorError::Kv { what: "the pool".to_owned(), reason });
     }
     let (blocks, tokens, heads) =
         (layout.blocks as usize, layout.block_tokens as usize, layout.kv_heads as usize);
-    let mut all = Vec::with_capacity(2 * layers.len());
+    let (mut all, mut accelerators) = (Vec::with_capacity(2 * layers.len()), Accelerators::new());
     for (index, (k, v)) in layers.iter().enumerate() {
         for (name, tensor, dim) in [("k", k, layout.k_head_dim), ("v", v, layout.v_head_dim)] {
             let name = format!("{name}.{index}");
@@ -90,11 +95,12 @@ fn ranges(layout: &KvLayout, layers: &[(Tensor, Tensor)]) -> Result<Vec<Region>,
             let info = TensorInfo::new(&name, tensor);
             view::check_device(tensor.device(), &info)?;
             let pin = hold::pin(tensor).map_err(|denied| denied.into_error(&info))?;
+            view::add_accelerator(&mut accelerators, pin.storage());
             match view::source_regions(pin.storage(), tensor.layout(), &info)?[..] {
                 [region] => all.push(region),
                 _ => return Err(refused(&name, tensor, "it is not contiguous".to_owned())),
             }
         }
     }
-    Ok(all)
+    Ok((all, accelerators))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::BlockError;
 use crate::Region;
-use crate::memory::MAX_DESCRIPTORS;
+use crate::memory::{MAX_DESCRIPTORS, push_joined};
 
 /// Most blocks in one pool. A pool of 16 tokens a block has 268 million tokens then.
 pub const MAX_BLOCKS: u32 = 1 << 24;
@@ -256,29 +256,14 @@ impl Placed {
 
     /// The pieces of these blocks and parts, those that follow each other as one, in the order in which most do.
     pub(super) fn pieces(&self, blocks: &[u32], parts: std::ops::Range<u32>) -> Vec<Region> {
-        let mut pieces = Pieces::default();
+        let (mut pieces, mut last) = (Vec::new(), None);
         for_each(self, blocks, parts, |block, part| {
-            pieces.push(self.region(block, part), self.layout.parts[part as usize].range);
+            let range = Some(self.layout.parts[part as usize].range);
+            // Ranges that happen to lie side by side are registered apart.
+            let is_one = std::mem::replace(&mut last, range) == range;
+            push_joined(&mut pieces, self.region(block, part), |_| is_one);
         });
-        pieces.all
-    }
-}
-
-/// Regions that are joined where one follows another in the same range.
-#[derive(Default)]
-struct Pieces {
-    all: Vec<Region>,
-    range: u32,
-}
-
-impl Pieces {
-    fn push(&mut self, region: Region, range: u32) {
-        let same_range = std::mem::replace(&mut self.range, range) == range;
-        let joined = self.all.last().filter(|_| same_range).and_then(|last| last.joined(&region));
-        match (self.all.last_mut(), joined) {
-            (Some(last), Some(joined)) => *last = joined,
-            _ => self.all.push(region),
-        }
+        pieces
     }
 }
 
@@ -310,34 +295,22 @@ impl Pairs {
         (remote, remote_blocks): (&Placed, &[u32]),
         parts: std::ops::Range<u32>,
     ) -> Result<Self, BlockError> {
-        let mut pairs = Self { local: Vec::new(), remote: Vec::new() };
-        let mut last_ranges = None;
+        let (mut pairs, mut last) = (Vec::new(), None);
         let indices: Vec<u32> = (0..local_blocks.len() as u32).collect();
         for_each(remote, &indices, parts, |at, part| {
             let here = local.region(local_blocks[at as usize], part);
             let there = remote.region(remote_blocks[at as usize], part);
             let ranges =
                 Some((local.layout.parts[part as usize].range, remote.layout.parts[part as usize].range));
-            let same_ranges = std::mem::replace(&mut last_ranges, ranges) == ranges;
-            let both = pairs.local.last().zip(pairs.remote.last()).filter(|_| same_ranges);
-            match both.and_then(|(last, other)| Some((last.joined(&here)?, other.joined(&there)?))) {
-                Some((here, there)) => {
-                    pairs.local.pop();
-                    pairs.remote.pop();
-                    pairs.local.push(here);
-                    pairs.remote.push(there);
-                }
-                None => {
-                    pairs.local.push(here);
-                    pairs.remote.push(there);
-                }
-            }
+            let is_one = std::mem::replace(&mut last, ranges) == ranges;
+            push_joined(&mut pairs, (here, there), |_| is_one);
         });
-        let count = pairs.local.len();
+        let count = pairs.len();
         if count > MAX_DESCRIPTORS {
             return Err(BlockError::TooManyPieces { count, max: MAX_DESCRIPTORS });
         }
-        Ok(pairs)
+        let (local, remote) = pairs.into_iter().unzip();
+        Ok(Self { local, remote })
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::layout::Placed;
 use super::pool::Shared;
+use crate::accelerator::Accelerators;
 use crate::{Region, SourceMemory, TargetMemory};
 
 /// Blocks of a pool that nobody else has, or some parts of them. They go back when this is dropped.
@@ -64,6 +65,10 @@ impl Held {
 
     pub(super) fn is_of(&self, pool: &Arc<Shared>) -> bool {
         Arc::ptr_eq(&self.taken.shared, pool)
+    }
+
+    fn accelerators(&self) -> Accelerators {
+        self.taken.shared.accelerators.clone()
     }
 
     fn pieces(&self) -> Vec<Region> {
@@ -264,12 +269,20 @@ unsafe impl SourceMemory for BlockLease {
     fn regions(&self) -> Vec<Region> {
         self.held.pieces()
     }
+
+    fn accelerators(&self) -> Accelerators {
+        self.held.accelerators()
+    }
 }
 
 // SAFETY: as for SourceMemory; plain bytes take any pattern, and leases share no part of a block.
 unsafe impl TargetMemory for BlockLease {
     fn regions(&mut self) -> Vec<Region> {
         self.laid.take().unwrap_or_else(|| self.held.pieces())
+    }
+
+    fn accelerators(&self) -> Accelerators {
+        self.held.accelerators()
     }
 }
 
@@ -278,19 +291,30 @@ unsafe impl SourceMemory for SharedBlocks {
     fn regions(&self) -> Vec<Region> {
         self.0.pieces()
     }
+
+    fn accelerators(&self) -> Accelerators {
+        self.0.accelerators()
+    }
 }
 
 /// Shared blocks, cut as the peer's are, or watched.
 pub(crate) struct LaidSource {
-    pub(super) regions: Vec<Region>,
-    #[expect(dead_code, reason = "what it is good for is being there")]
-    pub(super) blocks: (SharedBlocks, Option<Guard>),
+    regions: Vec<Region>,
+    blocks: SharedBlocks,
+    /// Dropped with the last transfer of them.
+    #[expect(dead_code, reason = "what it is good for is being dropped")]
+    guard: Option<Guard>,
 }
 
 impl LaidSource {
-    /// As they are. The guard is dropped with the last transfer of them.
-    pub(crate) fn guarded(blocks: SharedBlocks, guard: Guard) -> Self {
-        Self { regions: blocks.regions(), blocks: (blocks, Some(guard)) }
+    /// As they are.
+    pub(super) fn guarded(blocks: SharedBlocks, guard: Guard) -> Self {
+        Self { regions: blocks.regions(), blocks, guard: Some(guard) }
+    }
+
+    /// In the pieces of the peer.
+    pub(super) fn laid(regions: Vec<Region>, blocks: SharedBlocks, guard: Option<Guard>) -> Self {
+        Self { regions, blocks, guard }
     }
 }
 
@@ -298,6 +322,10 @@ impl LaidSource {
 unsafe impl SourceMemory for LaidSource {
     fn regions(&self) -> Vec<Region> {
         self.regions.clone()
+    }
+
+    fn accelerators(&self) -> Accelerators {
+        self.blocks.0.accelerators()
     }
 }
 

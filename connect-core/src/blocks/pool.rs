@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::layout::Placed;
 use super::lease::{Guard, LaidSource};
 use super::runs::FreeRuns;
-use super::{BlockCard, BlockError, BlockLayout, BlockLease, BlockTicket, CardId, SharedBlocks};
+use super::{BlockCard, BlockError, BlockLayout, BlockLease, BlockTicket, SharedBlocks};
+use crate::accelerator::Accelerators;
 use crate::connector::Connector;
 use crate::deadline::Deadline;
 use crate::driver::Registration;
@@ -31,6 +32,8 @@ pub struct BlockPool {
 pub(super) struct Shared {
     pub(super) placed: Placed,
     free: Mutex<FreeRuns>,
+    /// The devices of the memory.
+    pub(super) accelerators: Accelerators,
     /// What peers are to know it by, once somebody asked.
     card: Mutex<Option<BlockCard>>,
     // Dropped before the owner: the driver has a share of that for as long as somebody may reach it.
@@ -68,17 +71,15 @@ impl Connector {
         let ranges = mappings.iter().map(Mapping::region).collect();
         // SAFETY: the mappings are whole ranges of zeroed pages that nobody else knows; the layouts that `BlockLayout`
         // makes over one range have no parts that overlap, and `placed` refuses others.
-        unsafe { self.block_pool_over(layout, ranges, Arc::new(mappings)) }
+        unsafe { self.block_pool_over(layout, ranges, Accelerators::new(), Arc::new(mappings)) }
     }
 
     /// Makes a pool of memory that exists: the paged cache of an engine, in system memory or on a GPU. It is registered
     /// once and copied never.
     ///
     /// `ranges` are the memory, one for each range of the layout and of its length; `owner` keeps them valid, and is
-    /// kept until no peer can reach them any more.
-    ///
-    /// Operations over blocks of a GPU do not wait for its queues yet, as those over tensors do: synchronise the device
-    /// before blocks are offered or written from, and before what was received is used.
+    /// kept until no peer can reach them any more. `accelerators` are the devices that `ranges` are on: each operation
+    /// over blocks waits for them, as those over tensors do (P3). There are none for system memory.
     ///
     /// # Safety
     /// From this call until `owner` is dropped, each range must be initialised memory on its device that can be read and
@@ -92,17 +93,24 @@ impl Connector {
         &self,
         layout: BlockLayout,
         ranges: Vec<Region>,
+        accelerators: Accelerators,
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Task<BlockPool, Error> {
         let placed = match Placed::new(layout, ranges) {
             Ok(placed) => placed,
             Err(error) => return Task::ready(Err(error.into())),
         };
-        let register = |range: &Region| self.register(*range, Arc::clone(&owner));
+        let register = |range: &Region| self.register(*range, accelerators.clone(), Arc::clone(&owner));
         let (registrations, registered) = placed.ranges().iter().map(register).unzip();
         let free = Mutex::new(FreeRuns::new(placed.layout.blocks()));
-        let shared =
-            Shared { placed, free, card: Mutex::default(), _registrations: registrations, _owner: owner };
+        let shared = Shared {
+            placed,
+            free,
+            accelerators,
+            card: Mutex::default(),
+            _registrations: registrations,
+            _owner: owner,
+        };
         let pool = BlockPool { shared: Arc::new(shared), connector: self.clone() };
         Task::after(All::new(registered), |results: Vec<Result<(), Error>>| {
             Task::ready(results.into_iter().collect::<Result<(), _>>().map(|()| pool))
@@ -158,11 +166,6 @@ impl BlockPool {
         let described = self.connector.describe(self.shared.placed.ranges().to_vec());
         let shared = Arc::clone(&self.shared);
         Task::after(described, move |blob| Task::ready(blob.map(|blob| shared.card_with(&blob))))
-    }
-
-    /// The card that peers were last told of.
-    pub(crate) fn known_card(&self) -> CardId {
-        lock(&self.shared.card).as_ref().map(BlockCard::id).unwrap_or_default()
     }
 
     /// Offers blocks for one peer to read. Share them with several offers for several peers.

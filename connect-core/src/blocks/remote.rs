@@ -88,7 +88,7 @@ impl RemoteBlocks {
     ) -> Pending<WriteOperation> {
         let prepared = self.pairs(ticket, blocks.held()).and_then(|pairs| {
             let metadata = self.metadata(ticket.kind(), &pairs.remote, ticket.notification_key())?;
-            Ok((metadata, LaidSource { regions: pairs.local, blocks: (blocks, guard) }))
+            Ok((metadata, LaidSource::laid(pairs.local, blocks, guard)))
         });
         match prepared {
             Ok((metadata, source)) => self.connector.begin_write_owned(source, metadata),

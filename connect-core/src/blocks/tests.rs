@@ -175,7 +175,7 @@ fn memory_that_exists_becomes_a_pool_and_is_kept_until_the_last_lease_is_gone() 
     let owner: Arc<Vec<u8>> = Arc::new(memory);
     let weak = Arc::downgrade(&owner);
     // SAFETY: the buffer is the owner's alone, which nobody reads otherwise.
-    let here = unsafe { a.block_pool_over(by_block(4), vec![range], owner) }.wait().unwrap();
+    let here = unsafe { a.block_pool_over(by_block(4), vec![range], Vec::new(), owner) }.wait().unwrap();
     let remote = b.remote_blocks(here.card().wait().unwrap());
     let mut lease = here.take(1).unwrap();
     fill(&mut lease);
@@ -192,7 +192,7 @@ fn memory_that_exists_becomes_a_pool_and_is_kept_until_the_last_lease_is_gone() 
 
     let short = Region::new(Device::CPU, 4096, 10).unwrap();
     // SAFETY: it is refused before anybody looks at it.
-    let refused = unsafe { b.block_pool_over(by_block(4), vec![short], Arc::new(())) }.wait();
+    let refused = unsafe { b.block_pool_over(by_block(4), vec![short], Vec::new(), Arc::new(())) }.wait();
     assert!(matches!(refused, Err(Error::Blocks(BlockError::Layout(_)))));
 }
 

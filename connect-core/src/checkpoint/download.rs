@@ -9,6 +9,7 @@ use super::error::CheckpointError;
 use super::manifest::{Manifest, ManifestTensor};
 use super::pages::Writable;
 use super::part::{Claim, Part, State};
+use crate::accelerator::Accelerators;
 use crate::connector::Connector;
 use crate::error::Error;
 use crate::layout::{self, LayoutError};
@@ -59,7 +60,7 @@ impl Download {
             Err(error) => return Task::ready(Err(error)),
         };
         let (region, owner) = (part.pages.region(), Arc::clone(&part.pages) as _);
-        let (registration, registered) = connector.register(region, owner);
+        let (registration, registered) = connector.register(region, Accelerators::new(), owner);
         // Set once, here. The claim of an operation keeps it, so that it outlives the transfer.
         let _ = part.registration.set(registration);
         let download = Self { part, connector: connector.clone() };

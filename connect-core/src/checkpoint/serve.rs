@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::error::CheckpointError;
 use super::open::{Checkpoint, Opened};
 use super::pages::Readable;
+use crate::accelerator::Accelerators;
 use crate::connector::Connector;
 use crate::deadline::Deadline;
 use crate::driver::Registration;
@@ -34,7 +35,9 @@ impl Checkpoint {
     /// [`CheckpointError::Operation`]: the transport can't register them. If it is for their being files,
     /// [`open_a_copy`](Self::open_a_copy).
     pub fn serve(&self, connector: &Connector) -> Task<Served, CheckpointError> {
-        let keep = |opened: &Arc<Opened>| connector.register(opened.pages.region(), Arc::clone(opened) as _);
+        let keep = |opened: &Arc<Opened>| {
+            connector.register(opened.pages.region(), Accelerators::new(), Arc::clone(opened) as _)
+        };
         let (registrations, pending): (Vec<_>, Vec<_>) = self.files.iter().map(keep).unzip();
         let served = Served {
             checkpoint: self.clone(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{Command, Driver, PARKED_INTERVAL, Port, Request};
 use crate::Region;
+use crate::accelerator::{self, Accelerators};
 use crate::error::{Cancellation, Error};
 use crate::op::OperationStatus;
 use crate::op::slot::{Opened, Outcome};
@@ -34,6 +35,8 @@ impl Drop for Registration {
 pub(crate) struct Keep {
     pub(crate) id: RegistrationId,
     pub(crate) region: Region,
+    /// The devices it is on.
+    pub(crate) accelerators: Accelerators,
     #[expect(dead_code, reason = "what it is good for is being there")]
     pub(crate) owner: Arc<dyn Any + Send + Sync>,
 }
@@ -55,6 +58,13 @@ impl Registrations {
     }
 }
 
+/// Engines look at the context of the thread they are called on; what they can't do without one they say themselves.
+fn bind(accelerators: &Accelerators) {
+    if let Err(error) = accelerator::bind(accelerators) {
+        tracing::warn!(%error, "no context for the transport to find");
+    }
+}
+
 impl Driver {
     pub(super) fn register(&mut self, request: &Request, keep: Keep) {
         let Request(info) = request;
@@ -69,6 +79,7 @@ impl Driver {
                 format!("this connector keeps {held} registrations; drop slabs, or use fewer larger ones");
             Err(TransportError::Resource { what: "registering memory", reason })
         } else {
+            bind(&keep.accelerators);
             // SAFETY: `keep` owns the region, and is dropped only after the transport said that it is quiet, or is
             // gone.
             unsafe { self.transport.register(keep.id, keep.region) }
@@ -108,6 +119,7 @@ impl Driver {
 
     pub(super) fn deregister(&mut self, id: RegistrationId) {
         let Some(keep) = self.registrations.kept.remove(&id) else { return };
+        bind(&keep.accelerators);
         if self.transport.deregister(id) == Quiescence::Busy {
             stats::add(&self.counters.parked, 1);
             stats::add(&self.counters.parked_bytes, keep.region.len());
@@ -119,7 +131,11 @@ impl Driver {
     /// Frees memory that has become quiet.
     pub(super) fn watch_registrations(&mut self) {
         let (transport, leaving) = (&mut self.transport, &mut self.registrations.leaving);
-        for keep in leaving.extract_if(.., |keep| transport.deregister(keep.id) == Quiescence::Quiet) {
+        let is_quiet = |keep: &mut Keep| {
+            bind(&keep.accelerators);
+            transport.deregister(keep.id) == Quiescence::Quiet
+        };
+        for keep in leaving.extract_if(.., is_quiet) {
             stats::sub(&self.counters.parked, 1);
             stats::sub(&self.counters.parked_bytes, keep.region.len());
             tracing::debug!(bytes = keep.region.len(), "registered memory is quiet and freed");

@@ -37,8 +37,8 @@
 //!     let layout = KvLayout::new(2, 64, 16, 2, 32, DType::F32);
 //!     Ok(KvPool::new(&Connector::local()?, KvIdentity::new("llama", "blake3:..."), layout).wait()?)
 //! };
-//! let prefill = HandOff::start(pool()?, HandOffConfig::default());
-//! let decode = HandOff::start(pool()?, HandOffConfig::default());
+//! let prefill = HandOff::start(pool()?, HandOffConfig::default())?;
+//! let decode = HandOff::start(pool()?, HandOffConfig::default())?;
 //!
 //! // Once, both ways, over any channel.
 //! prefill.meet(&PoolCard::from_json(&decode.pool().card().wait()?.to_json())?)?;

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{KvError, KvIdentity, KvLayout, PoolCard};
 use crate::Region;
+use crate::accelerator::Accelerators;
 use crate::blocks::{BlockLayout, BlockLease, BlockPool, RemoteBlocks};
 use crate::connector::Connector;
 use crate::task::Task;
@@ -37,7 +38,8 @@ impl KvPool {
     }
 
     /// A pool over memory of an engine: `blocks` says where in `ranges` its blocks lie
-    /// ([`KvLayout::tensor_layout`] for two tensors a layer), and `owner` keeps them.
+    /// ([`KvLayout::tensor_layout`] for two tensors a layer), `accelerators` are the devices they are on, if any, and
+    /// `owner` keeps them.
     ///
     /// # Safety
     /// As [`Connector::block_pool_over`].
@@ -50,6 +52,7 @@ impl KvPool {
         layout: KvLayout,
         blocks: BlockLayout,
         ranges: Vec<Region>,
+        accelerators: Accelerators,
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Task<Self, KvError> {
         let sizes = |blocks: &BlockLayout| blocks.parts().iter().map(|part| part.size).collect::<Vec<_>>();
@@ -58,7 +61,7 @@ impl KvPool {
         match fits {
             // SAFETY: the caller's promise.
             Ok(true) => Self::after(connector, identity, layout, unsafe {
-                connector.block_pool_over(blocks, ranges, owner)
+                connector.block_pool_over(blocks, ranges, accelerators, owner)
             }),
             Ok(false) => {
                 let reason = "its parts are not the keys and values of the KV layout".to_owned();

@@ -12,8 +12,8 @@ use crate::accelerator::Accelerators;
 
 pub use descriptor::{Descriptor, DescriptorMut};
 pub(crate) use region::check_regions;
-pub(crate) use region::joined;
 pub use region::{MAX_DESCRIPTORS, MemoryError, Region};
+pub(crate) use region::{joined, push_joined};
 
 /// Memory that a peer may read while an operation holds it.
 ///

@@ -72,12 +72,6 @@ impl Region {
         Self::new(self.device, self.addr + range.start, range.end - range.start)
     }
 
-    /// Both as one region, if `next` begins where this one ends.
-    pub(crate) fn joined(&self, next: &Self) -> Option<Self> {
-        let is_next = self.device == next.device && self.end() == next.addr;
-        is_next.then(|| Self { len: self.len + next.len, ..*self })
-    }
-
     /// Whether `other` lies wholly inside this region.
     pub fn contains(&self, other: &Self) -> bool {
         self.device == other.device && self.addr <= other.addr && other.end() <= self.end()
@@ -92,6 +86,35 @@ impl Region {
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Region({} {:#x}+{})", self.device, self.addr, self.len)
+    }
+}
+
+/// What can become one with the next of its kind.
+pub(crate) trait Join: Sized {
+    /// Both as one, if `next` begins where this ends.
+    fn joined(&self, next: &Self) -> Option<Self>;
+}
+
+impl Join for Region {
+    fn joined(&self, next: &Self) -> Option<Self> {
+        let is_next = self.device == next.device && self.end() == next.addr;
+        is_next.then(|| Self { len: self.len + next.len, ..*self })
+    }
+}
+
+/// What a transfer moves from one side to the other: joined where both are.
+impl Join for (Region, Region) {
+    fn joined(&self, next: &Self) -> Option<Self> {
+        Some((self.0.joined(&next.0)?, self.1.joined(&next.1)?))
+    }
+}
+
+/// Adds `next`, to the last one if it follows that directly and `is_one` says so of both together.
+pub(crate) fn push_joined<T: Join>(all: &mut Vec<T>, next: T, is_one: impl FnOnce(&T) -> bool) {
+    let both = all.last().and_then(|last| last.joined(&next)).filter(is_one);
+    match (all.last_mut(), both) {
+        (Some(last), Some(both)) => *last = both,
+        _ => all.push(next),
     }
 }
 
@@ -194,14 +217,8 @@ pub const MAX_DESCRIPTORS: usize = 65_536;
 /// The same memory in as few regions as its order allows: those that follow each other directly are joined, where
 /// `is_one` says so of both together.
 pub(crate) fn joined(regions: &[Region], is_one: impl Fn(&Region) -> bool) -> Vec<Region> {
-    let mut all: Vec<Region> = Vec::new();
-    for region in regions {
-        let both = all.last().and_then(|last| last.joined(region)).filter(&is_one);
-        match (all.last_mut(), both) {
-            (Some(last), Some(both)) => *last = both,
-            _ => all.push(*region),
-        }
-    }
+    let mut all = Vec::new();
+    regions.iter().for_each(|region| push_joined(&mut all, *region, &is_one));
     all
 }
 

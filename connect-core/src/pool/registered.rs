@@ -50,7 +50,8 @@ impl Connector {
     /// is registered already is not registered a second time; operations over it register what they need.
     pub fn registered<M: SourceMemory>(&self, memory: M) -> Task<Registered<M>, Error> {
         let memory = Arc::new(memory);
-        let register = |region: Region| self.register(region, Arc::clone(&memory) as _);
+        let accelerators = memory.accelerators();
+        let register = |region: Region| self.register(region, accelerators.clone(), Arc::clone(&memory) as _);
         let ranges = crate::memory::joined(&memory.regions(), |_| true);
         let (registrations, registered): (Vec<_>, Vec<_>) = ranges.into_iter().map(register).unzip();
         let registered_memory = Registered { registrations: Arc::new(registrations), memory };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::mapping::Mapping;
 use super::shared::{Shared, taken, total_bytes};
 use super::slot::Slot;
+use crate::accelerator::Accelerators;
 use crate::connector::Connector;
 use crate::deadline::Deadline;
 use crate::error::Error;
@@ -58,7 +59,8 @@ impl Connector {
             Err(error) => return Task::ready(Err(error.into())),
         };
         let region = mapping.region();
-        let (registration, registered) = self.register(region, Arc::clone(&mapping) as _);
+        let (registration, registered) =
+            self.register(region, Accelerators::new(), Arc::clone(&mapping) as _);
         let slab =
             Slab { shared: Shared::new(mapping, registration, slots, slot_bytes), connector: self.clone() };
         Task::after(registered, |result| Task::ready(result.map(|()| slab)))

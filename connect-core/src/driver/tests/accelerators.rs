@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::accelerator::{Accelerator, Accelerators};
+use crate::blocks::BlockLayout;
 use crate::{
     Connector, Descriptor, DescriptorMut, Device, Error, MemoryError, OperationStatus, Recovered, Region,
     SourceMemory, TargetMemory,
@@ -152,6 +153,45 @@ fn p3_received_memory_is_handed_out_only_after_its_device_sees_it() {
     assert_ne!(offer.status(), OperationStatus::Complete);
     queue.go_on();
     assert_eq!(offer.wait_for_completion().wait().unwrap().memory.bytes, [9; 64]);
+}
+
+#[test]
+fn p3_blocks_of_a_pool_wait_for_their_device_as_all_memory_does() {
+    let (sender, receiver) = (Connector::local().unwrap(), Connector::local().unwrap());
+    let queue = Queue::new();
+    let pool = |connector: &Connector, value: u8| {
+        let owner = Arc::new(Mutex::new(vec![value; 4 * 64]));
+        let addr = owner.lock().unwrap().as_mut_ptr() as u64;
+        let range = Region::new(Device::CPU, addr, 4 * 64).unwrap();
+        let layout = BlockLayout::block_major(4, &[64]).unwrap();
+        let devices: Accelerators = vec![Arc::clone(&queue) as Arc<dyn Accelerator>];
+        // SAFETY: nobody takes the vector's lock again.
+        unsafe { connector.block_pool_over(layout, vec![range], devices, owner) }.wait().unwrap()
+    };
+    let (here, there) = (pool(&sender, 7), pool(&receiver, 0));
+    assert!(!queue.bound.lock().unwrap().is_empty(), "memory is registered in its device's context");
+    let remote = receiver.remote_blocks(here.card().wait().unwrap());
+
+    queue.hold();
+    let pending = here.offer_readable(here.take(2).unwrap());
+    until("the device is waited for before blocks are on offer", || queue.waits() == 1);
+    queue.go_on();
+    let offer = pending.wait().unwrap();
+    let read = remote.read(&offer.ticket, there.take(2).unwrap()).wait().unwrap();
+    let lease = read.wait_for_completion().wait().unwrap().memory;
+    offer.operation.wait_for_completion().wait().unwrap();
+    assert_eq!(lease.part(1, 0).unwrap(), [7; 64]);
+    assert_eq!(queue.waits(), 3, "and before and after they are read into");
+
+    let offer = here.offer_writable(here.take(2).unwrap()).wait().unwrap();
+    let write = remote.write(lease, &offer.ticket).wait().unwrap();
+    write.wait_for_completion().wait().unwrap();
+    offer.operation.wait_for_completion().wait().unwrap();
+    assert_eq!(
+        queue.waits(),
+        6,
+        "a write waits before it on both sides, and after it where the bytes arrive"
+    );
 }
 
 #[test]

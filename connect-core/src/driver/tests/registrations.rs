@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use super::*;
+use crate::accelerator::Accelerators;
 use crate::{Deadline, Slot, Task};
 
 /// Memory for [`Connector::register`], whose owner counts its end.
@@ -18,7 +19,7 @@ fn p1_registered_memory_is_kept_until_the_transport_says_that_it_is_quiet() {
     let script = Script::default();
     let connector = script.connector();
     let (region, owner, dropped) = owned();
-    let (registration, registered) = connector.register(region, owner);
+    let (registration, registered) = connector.register(region, Accelerators::new(), owner);
     registered.wait().unwrap();
     assert_eq!((script.registered.load(Ordering::SeqCst), dropped.load(Ordering::SeqCst)), (1, 0));
 
@@ -37,7 +38,7 @@ fn p1_registered_memory_that_is_not_quiet_is_kept_until_the_transport_is_gone() 
     let script = Script::default();
     let (connector, mut driver) = script.stepped();
     let (region, owner, dropped) = owned();
-    let (registration, registered) = connector.register(region, owner);
+    let (registration, registered) = connector.register(region, Accelerators::new(), owner);
     driver.turn();
     registered.wait().unwrap();
     script.busy.store(true, Ordering::SeqCst);
@@ -61,7 +62,7 @@ fn a_registration_that_fails_is_an_error_and_keeps_nothing() {
     assert!(error.to_string().starts_with("register #"), "{error}");
     assert!(matches!(error, Error::Transport { source: TransportError::Resource { .. }, .. }), "{error}");
     let (region, owner, dropped) = owned();
-    let (registration, registered) = connector.register(region, owner);
+    let (registration, registered) = connector.register(region, Accelerators::new(), owner);
     assert!(registered.wait().is_err());
     assert_eq!(dropped.load(Ordering::SeqCst), 1);
     drop(registration);

@@ -1,8 +1,8 @@
 //! Taking blocks: [`Tracked`], and what comes of it.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::message::{Chunk, Last};
@@ -26,8 +26,10 @@ pub struct Tracked {
     node: Arc<Node>,
     ended: Option<Answer<Verdict>>,
     limit: Duration,
-    /// Nobody is at its memory; the thread waits for that before it tells the owner.
     whole: Option<Whole>,
+    /// Alive while somebody may be at its memory: the thread waits for that before it tells the owner that it is given
+    /// up, however it came to that.
+    busy: Weak<()>,
 }
 
 /// Blocks that may be used.
@@ -80,7 +82,7 @@ impl HandOff {
             ended: keep,
         });
         let node = Arc::clone(&self.shared.node);
-        Ok(Tracked { ticket, remote, node, ended: Some(ended), limit, whole: None })
+        Ok(Tracked { ticket, remote, node, ended: Some(ended), limit, whole: None, busy: Weak::new() })
     }
 }
 
@@ -110,7 +112,10 @@ impl Tracked {
             let error = BlockError::Count { local, remote }.into();
             return Task::ready(Err(KvFailed { error, lease: Some(lease) }));
         }
-        self.whole = Some(Whole::new(lease));
+        let whole = Whole::new(lease);
+        self.busy = whole.guard();
+        self.node.send(Input::Reading(self.ticket.id, self.busy.clone()));
+        self.whole = Some(whole);
         let ready = std::mem::take(&mut self.ticket.chunks);
         Fetch { tracked: self, cached, ready: ready.into(), reports: Vec::new(), first_token: None }.next()
     }
@@ -152,9 +157,9 @@ impl Tracked {
 
 impl Drop for Tracked {
     fn drop(&mut self) {
-        // Whoever ended it took the answer out; else its end is still to come.
-        let watched = self.whole.as_ref().map(Whole::guard).unwrap_or_default();
-        self.node.send(Input::Abort(self.ticket.id, watched));
+        drop(self.whole.take());
+        // Of one that has ended the thread knows nothing any more.
+        self.node.send(Input::Abort(self.ticket.id, std::mem::take(&mut self.busy)));
     }
 }
 
@@ -273,12 +278,7 @@ impl Fetch {
 
     fn fail(mut self, error: KvError) -> Task<Fetched, KvFailed> {
         self.tracked.node.counters.lost.fetch_add(1, Ordering::Relaxed);
-        let whole = self.tracked.whole.take();
-        // From here the thread waits for what is left of it.
-        let guard = whole.as_ref().map(Whole::guard).unwrap_or_default();
-        let lease = whole.and_then(Whole::into_lease);
-        let id = self.tracked.ticket.id;
-        self.tracked.node.send(Input::Abort(id, guard));
+        let lease = self.tracked.whole.take().and_then(Whole::into_lease);
         Task::ready(Err(KvFailed { error, lease }))
     }
 }

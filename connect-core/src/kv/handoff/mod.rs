@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use crate::blocks::RemoteBlocks;
 use crate::kv::{KvError, KvPool, PoolCard};
+use crate::transport::TransportError;
 
 pub use fetch::{Fetched, KvFailed, Tracked};
 pub use node::HandOffStats;
@@ -84,11 +85,14 @@ impl Drop for Shared {
 impl HandOff {
     /// Starts the thread that keeps the leases of a pool's hand-offs.
     ///
-    /// # Panics
-    /// The system has no more threads.
-    pub fn start(pool: KvPool, config: HandOffConfig) -> Self {
-        let node = Node::start(&pool, config);
-        Self { shared: Arc::new(Shared { node, pool, config, peers: Mutex::default() }) }
+    /// # Errors
+    /// [`KvError::Transfer`] with [`Error::Start`](crate::Error::Start) when the system has no more threads.
+    pub fn start(pool: KvPool, config: HandOffConfig) -> Result<Self, KvError> {
+        let node = Node::start(&pool, config).map_err(|error| {
+            let source = TransportError::Resource { what: "a hand-off's thread", reason: error.to_string() };
+            KvError::from(crate::Error::Start { source })
+        })?;
+        Ok(Self { shared: Arc::new(Shared { node, pool, config, peers: Mutex::default() }) })
     }
 
     /// The pool.

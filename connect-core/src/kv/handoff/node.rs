@@ -52,6 +52,8 @@ pub(super) enum Input {
     Track { id: Id, owner: String, lease: Duration, deadline: Instant, chunks: u32, ended: Promise<Verdict> },
     /// Its next chunk is waited for.
     Next(Id, Promise<Chunk>),
+    /// Blocks of it are read from now on, until the guard is gone.
+    Reading(Id, Weak<()>),
     /// All of it was read.
     Done(Id),
     /// It is given up; reported when nobody here is at its memory.
@@ -125,7 +127,7 @@ pub struct HandOffStats {
 }
 
 impl Node {
-    pub(super) fn start(pool: &KvPool, config: HandOffConfig) -> Arc<Self> {
+    pub(super) fn start(pool: &KvPool, config: HandOffConfig) -> std::io::Result<Arc<Self>> {
         let node = Arc::new(Self {
             inputs: Mutex::default(),
             changed: Condvar::new(),
@@ -162,8 +164,8 @@ impl Node {
             expecting: None,
         };
         let name = format!("kv-{}", pool.engine().chars().take(8).collect::<String>());
-        thread::Builder::new().name(name).spawn(move || runner.run()).expect("a thread can be started");
-        node
+        thread::Builder::new().name(name).spawn(move || runner.run())?;
+        Ok(node)
     }
 
     pub(super) fn send(&self, input: Input) {
@@ -234,6 +236,8 @@ struct Taking {
     /// Chunks that have come and nobody asked for yet.
     chunks: VecDeque<Chunk>,
     waiting: Option<Promise<Chunk>>,
+    /// Alive while somebody may be at its memory here.
+    busy: Weak<()>,
 }
 
 struct Runner {
@@ -296,7 +300,8 @@ impl Runner {
             Input::Poll(key) => self.poll(now, key),
             Input::Track { id, owner, lease, deadline, chunks, ended } => {
                 self.taker.track(now, id, owner, lease, chunks);
-                let taking = Taking { ended, deadline, chunks: VecDeque::new(), waiting: None };
+                let taking =
+                    Taking { ended, deadline, chunks: VecDeque::new(), waiting: None, busy: Weak::new() };
                 self.tracked.insert(id, taking);
             }
             Input::Next(id, promise) => {
@@ -305,6 +310,11 @@ impl Runner {
                 match taking.chunks.pop_front() {
                     Some(chunk) => promise.keep(chunk),
                     None => taking.waiting = Some(promise),
+                }
+            }
+            Input::Reading(id, busy) => {
+                if let Some(taking) = self.tracked.get_mut(&id) {
+                    taking.busy = busy;
                 }
             }
             Input::Done(id) => self.taken(now, taker::Event::Done(id)),
@@ -331,15 +341,11 @@ impl Runner {
         for id in quiet {
             self.quiet(now, id);
         }
-        for (id, _) in
-            self.aborting.extract_if(.., |(_, watched)| watched.strong_count() == 0).collect::<Vec<_>>()
-        {
-            self.taken(now, taker::Event::Abort(id));
-        }
-        let overdue = self.tracked.iter().filter(|(_, taking)| now > taking.deadline).map(|(id, _)| *id);
-        for id in overdue.collect::<Vec<_>>() {
-            // Dropped, it answers for itself: the deadline passed.
-            self.tracked.remove(&id);
+        // Dropped, each answers for itself: the deadline passed.
+        let overdue = self.tracked.extract_if(|_, taking| now > taking.deadline);
+        self.aborting.extend(overdue.map(|(id, taking)| (id, taking.busy)));
+        let quiet = self.aborting.extract_if(.., |(_, busy)| busy.strong_count() == 0);
+        for (id, _) in quiet.collect::<Vec<_>>() {
             self.taken(now, taker::Event::Abort(id));
         }
         self.own(now, owner::Event::Tick);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::message::{Chunk, Id, Last};
-use super::node::{Input, Offered};
+use super::node::{Input, Node, Offered};
 use super::owner::Outcome;
 use super::ticket::shortened;
 use super::{HandOff, KvTicket};
@@ -43,13 +43,12 @@ impl HandOff {
         first_token: Option<u32>,
     ) -> Task<Offer, KvError> {
         let blocks = blocks.into();
-        // Its card is that of the chunk, which is not there yet.
-        let card = self.shared.pool.blocks().known_card();
-        let streaming = self.begin(request, blocks.blocks().len() as u32, tokens, card);
+        let streaming = self.begin(request, blocks.blocks().len() as u32, tokens);
         let last = Some(Last { first_token });
         Task::after(streaming.offer(blocks, 0, last), move |chunk| {
             Task::ready(chunk.map(|chunk| {
-                let Streaming { mut ticket, ended, .. } = streaming;
+                let Streaming { mut ticket, ended, unfinished, .. } = streaming;
+                unfinished.finished();
                 ticket.card = chunk.ticket.card();
                 ticket.chunks.push(chunk);
                 Offer { ticket, ended }
@@ -93,12 +92,17 @@ impl HandOff {
     pub fn stream(&self, request: &str, blocks: u32, tokens: u32) -> Task<Streaming, KvError> {
         let (handoff, request) = (self.clone(), request.to_owned());
         Task::after(self.shared.pool.blocks().card(), move |card| {
-            let begin = |card: BlockCard| handoff.begin(&request, blocks, tokens, card.id());
+            let begin = |card: BlockCard| {
+                let mut streaming = handoff.begin(&request, blocks, tokens);
+                streaming.ticket.card = card.id();
+                streaming
+            };
             Task::ready(card.map(begin).map_err(KvError::from))
         })
     }
 
-    fn begin(&self, request: &str, blocks: u32, tokens: u32, card: CardId) -> Streaming {
+    /// The ticket's card is the caller's to fill in.
+    fn begin(&self, request: &str, blocks: u32, tokens: u32) -> Streaming {
         let id = Uuid::new_v4();
         let (keep, answer) = promise();
         self.shared.node.send(Input::Open(id, keep));
@@ -108,13 +112,34 @@ impl HandOff {
             request: shortened(request),
             tokens,
             blocks,
-            card,
+            card: CardId::default(),
             lease_ms: u64::try_from(self.shared.config.lease.as_millis()).unwrap_or(u64::MAX).max(1),
             chunks: Vec::new(),
         };
         let ended =
             Task::after(answer, |outcome: Option<Outcome>| Task::ready(outcome.ok_or(KvError::ShutDown)));
-        Streaming { ticket, ended, handoff: self.clone() }
+        let unfinished = Unfinished { id, node: Some(Arc::clone(&self.shared.node)) };
+        Streaming { ticket, ended, unfinished, handoff: self.clone() }
+    }
+}
+
+/// Takes a hand-off back when it is dropped, until all of it is on offer.
+struct Unfinished {
+    id: Id,
+    node: Option<Arc<Node>>,
+}
+
+impl Unfinished {
+    fn finished(mut self) {
+        self.node = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(node) = &self.node {
+            node.send(Input::Withdraw(self.id));
+        }
     }
 }
 
@@ -143,6 +168,7 @@ impl Offer {
 pub struct Streaming {
     ticket: KvTicket,
     ended: Ended,
+    unfinished: Unfinished,
     handoff: HandOff,
 }
 
@@ -171,12 +197,17 @@ impl Streaming {
         first_token: Option<u32>,
     ) -> Task<Ended, KvError> {
         let sent = self.offer(blocks.into(), at, Some(Last { first_token }));
-        Task::after(sent, move |chunk| Task::ready(chunk.map(|_| self.ended)))
+        Task::after(sent, move |chunk| {
+            let Self { ended, unfinished, .. } = self;
+            Task::ready(chunk.map(|_| {
+                unfinished.finished();
+                ended
+            }))
+        })
     }
 
     /// Takes it back: the request was cancelled. The taker is told that it is late.
     pub fn withdraw(self) -> Ended {
-        self.handoff.shared.node.send(Input::Withdraw(self.ticket.id));
         self.ended
     }
 

@@ -158,9 +158,9 @@ impl Owner {
                 }
                 let answer = (from, Says::Aborted { id, generation });
                 match self.draining.get_mut(&id) {
-                    // Once nobody is at it.
+                    // Once nobody is at it; the answer to what each engine asked last.
                     Some(last_words) => {
-                        last_words.retain(|last| last != &answer);
+                        last_words.retain(|(to, _)| *to != answer.0);
                         last_words.push(answer);
                     }
                     None => actions.push(Action::Say(answer.0, answer.1)),

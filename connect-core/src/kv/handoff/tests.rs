@@ -4,19 +4,25 @@ mod machines;
 
 use std::num::NonZero;
 use std::thread;
+use std::time::Instant;
 
 use super::*;
 use crate::blocks::{BlockError, BlockLease};
 use crate::kv::{KvIdentity, KvLayout};
+use crate::transport::fault::{Call, Hold, Plan};
 use crate::{Connector, DType};
 
 const LAYERS: u32 = 2;
 const BLOCKS: u32 = 32;
 
 fn engine(lease: Duration) -> HandOff {
+    engine_over(&Connector::local().unwrap(), lease)
+}
+
+fn engine_over(connector: &Connector, lease: Duration) -> HandOff {
     let layout = KvLayout::new(LAYERS, BLOCKS, 4, 2, 8, DType::F32);
-    let pool = KvPool::new(&Connector::local().unwrap(), KvIdentity::new("m", "w"), layout).wait().unwrap();
-    HandOff::start(pool, HandOffConfig::default().lease(lease).deadline(Duration::from_secs(10)))
+    let pool = KvPool::new(connector, KvIdentity::new("m", "w"), layout).wait().unwrap();
+    HandOff::start(pool, HandOffConfig::default().lease(lease).deadline(Duration::from_secs(10))).unwrap()
 }
 
 fn meet(a: &HandOff, b: &HandOff) {
@@ -100,6 +106,47 @@ fn a_warm_prefix_is_left_out() {
     let fetched = tracked.fetch_after(d.pool().blocks().take(2).unwrap(), 3).wait().unwrap();
     check(&fetched.lease, 3);
     assert_eq!(offer.ended().wait().unwrap(), Outcome::Delivered);
+}
+
+/// A transfer that lost its peer may still move bytes: until it does not, the owner must not hear that its blocks are
+/// left alone.
+#[test]
+fn p1_an_owner_hears_of_a_failed_fetch_only_when_nothing_reads_its_blocks_any_more() {
+    let lost = TransportError::PeerLost("as planned".to_owned());
+    let busy = Duration::from_millis(600);
+    let plan = Plan::new().stall(1, Hold::Times(2)).fail(Call::Poll, 3, lost).busy(1, Hold::For(busy));
+    let (transport, _control) = plan.over_local();
+    let faulty = Connector::builder().transport(transport).build().unwrap();
+    let (p, d) = (engine(LONG), engine_over(&faulty, LONG));
+    meet(&p, &d);
+    let offer = p.offer("r", filled(&p, 3), 12, None).wait().unwrap();
+    let tracked = d.track(sent(offer.ticket())).unwrap();
+    let failed = tracked.fetch(d.pool().blocks().take(3).unwrap()).wait().unwrap_err();
+    let began = Instant::now();
+    assert!(matches!(failed.error, KvError::Transfer(_)), "{failed}");
+    assert!(failed.lease.is_none(), "its blocks are quarantined");
+    // However late this thread looks: if the blocks here are not back, the owner has not been told.
+    while d.pool().free() < BLOCKS {
+        assert_eq!(p.stats().aborted, 0, "told {:?} after the failure", began.elapsed());
+        thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(offer.ended().wait().unwrap(), Outcome::Aborted);
+    all_free([&p, &d]);
+}
+
+#[test]
+fn a_stream_that_is_dropped_before_its_end_is_taken_back() {
+    let (p, d) = pair(LONG);
+    let streaming = p.stream("r", 5, 18).wait().unwrap();
+    let tracked = d.track(sent(streaming.ticket())).unwrap();
+    let fetching = tracked.fetch(d.pool().blocks().take(5).unwrap());
+    streaming.send(filled(&p, 2), 0).wait().unwrap();
+    drop(streaming);
+    let failed = fetching.wait().unwrap_err();
+    assert!(matches!(failed.error, KvError::LeaseExpired { .. }), "{failed}");
+    drop(failed);
+    all_free([&p, &d]);
+    assert_eq!((p.stats().withdrawn, p.stats().leases), (1, 0));
 }
 
 #[test]

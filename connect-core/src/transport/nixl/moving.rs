@@ -8,6 +8,7 @@ use nixl_sys::XferRequest;
 use super::agent::Generation;
 use super::signs::{self, Sign};
 use super::{Peer, TransferState, TransportError};
+use crate::memory::push_joined;
 use crate::{Device, OperationKind, Region};
 
 /// Bytes posted at once. A post over shared memory copies on the calling thread, at 4 to 10 GB/s on the
@@ -133,12 +134,7 @@ impl Pieces {
     ) -> Self {
         let mut pairs: Vec<(Region, Region)> = Vec::with_capacity(local.len());
         for (local, remote) in local.iter().zip(remote) {
-            let last = pairs.last_mut();
-            let both = last.as_ref().and_then(|last| Some((last.0.joined(local)?, last.1.joined(remote)?)));
-            match (last, both) {
-                (Some(last), Some(both)) if is_one(&both.0, &both.1) => *last = both,
-                _ => pairs.push((*local, *remote)),
-            }
+            push_joined(&mut pairs, (*local, *remote), |(local, remote)| is_one(local, remote));
         }
         if pairs.windows(2).any(|two| devices(&two[0]) != devices(&two[1])) {
             pairs.sort_by_key(devices);

@@ -78,7 +78,7 @@ impl Engine {
         let identity = KvIdentity::new("seeded-llama", model.digest()).with("rope_theta", 10_000);
         let pool = KvPool::new(&connector, identity, setup.layout()).wait()?;
         let config = HandOffConfig::default().lease(Duration::from_millis(setup.lease_ms));
-        let handoff = HandOff::start(pool, config);
+        let handoff = HandOff::start(pool, config)?;
         Ok(Arc::new(Self { role, model, handoff, connector, compute: Semaphore::new(1) }))
     }
 

@@ -57,10 +57,7 @@ enum Role {
 }
 
 fn main() -> Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
+    connect_examples::log_to_stderr();
     let role = Arguments::parse().role;
     if let Role::Oneshot(setup) = &role {
         return oneshot::run(setup);

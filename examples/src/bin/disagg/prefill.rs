@@ -105,7 +105,7 @@ async fn stream(engine: Arc<Engine>, ask: Prefill) -> Result<Prefilled> {
             .await;
         match computed {
             Ok(ended) => log_end(request, ended),
-            Err(error) => tracing_line(&request, &format!("{error:#}")),
+            Err(error) => tracing::warn!(request, "{error:#}"),
         }
     });
     Ok(Prefilled { ticket: Some(ticket), first_token: None, computed: Duration::ZERO })
@@ -165,13 +165,8 @@ fn by_layers(engine: &Engine, prompt: &[u32], streaming: Streaming) -> Result<En
 fn log_end(request: String, ended: Ended) {
     tokio::spawn(async move {
         match ended.await {
-            Ok(outcome) => tracing_line(&request, &format!("{outcome:?}")),
-            Err(error) => tracing_line(&request, &error.to_string()),
+            Ok(outcome) => tracing::info!(request, ?outcome, "a hand-off ended"),
+            Err(error) => tracing::warn!(request, %error, "a hand-off ended"),
         }
     });
-}
-
-/// Standard output is for the process that started this one.
-fn tracing_line(request: &str, what: &str) {
-    eprintln!("prefill: {request}: {what}");
 }
