@@ -143,7 +143,8 @@ fn a_stream_that_is_dropped_before_its_end_is_taken_back() {
     streaming.send(filled(&p, 2), 0).wait().unwrap();
     drop(streaming);
     let failed = fetching.wait().unwrap_err();
-    assert!(matches!(failed.error, KvError::LeaseExpired { .. }), "{failed}");
+    // By the owner's word, or by the transport if it was about to read.
+    assert!(matches!(failed.error, KvError::LeaseExpired { .. } | KvError::Transfer(_)), "{failed}");
     drop(failed);
     all_free([&p, &d]);
     assert_eq!((p.stats().withdrawn, p.stats().leases), (1, 0));

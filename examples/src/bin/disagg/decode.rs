@@ -17,14 +17,12 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::engine::{Engine, Setup};
+use crate::drill::{Drill, Step};
+use crate::engine::{Engine, PATIENCE, Serve};
 use crate::http;
 use crate::model::{Cache, Logits};
 use crate::prefill;
-use crate::wire::{Done, Drill, Failure, Generate, Line, Meet, Mode, Prefill, Prefilled, Timings};
-
-/// How long a request waits for blocks.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::wire::{Done, Failure, Generate, Line, Meet, Mode, Prefill, Prefilled, Timings};
 
 /// What is done when a cache can't be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -44,8 +42,8 @@ struct Decode {
 }
 
 /// Runs it until it is killed.
-pub(crate) async fn run(setup: &Setup, policy: Policy) -> Result<()> {
-    let engine = Engine::start("decode", setup)?;
+pub(crate) async fn run(serve: &Serve, policy: Policy) -> Result<()> {
+    let engine = Engine::start("decode", &serve.setup)?;
     let decode = Decode {
         engine: Arc::clone(&engine),
         client: reqwest::Client::new(),
@@ -59,7 +57,7 @@ pub(crate) async fn run(setup: &Setup, policy: Policy) -> Result<()> {
             .route("/meet", post(prefill::meet))
             .with_state(engine),
     );
-    http::serve(router).await
+    http::serve(router, serve.port).await
 }
 
 /// Answers line by line, as tokens come.
@@ -83,7 +81,7 @@ async fn generate(State(decode): State<Arc<Decode>>, Json(ask): Json<Generate>) 
 
 /// A cache in blocks, and what it took to get it.
 struct Cached {
-    lease: Option<BlockLease>,
+    leases: Vec<BlockLease>,
     first: u32,
     timings: Timings,
     bytes: u64,
@@ -95,30 +93,26 @@ impl Decode {
         let started = Instant::now();
         let (cached, cache, recomputed) = match self.fetch(ask).await {
             Ok(mut cached) => {
-                let mut lease = cached.lease.take().context("the blocks")?;
+                let mut leases = std::mem::take(&mut cached.leases);
                 if ask.drill == Some(Drill::Corrupt) {
-                    lease
-                        .part_mut(0, 0)
-                        .context("a part")?
-                        .iter_mut()
-                        .step_by(7)
-                        .for_each(|byte| *byte ^= 0x40);
+                    let block = leases.first_mut().and_then(|lease| lease.part_mut(0, 0));
+                    block.context("a block")?.iter_mut().step_by(7).for_each(|byte| *byte ^= 0x40);
                 }
                 if ask.drill == Some(Drill::Slow) {
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }
                 let tokens = ask.prompt.len();
                 let began = Instant::now();
-                let cache = self.engine.compute(move |engine| engine.import(&lease, tokens)).await?;
+                let cache = self.engine.compute(move |engine| engine.import(&leases, tokens)).await?;
                 cached.timings.first_step = began.elapsed();
                 (cached, cache, false)
             }
             Err(error) if self.policy == Policy::Recompute && ask.drill != Some(Drill::Abort) => {
-                eprintln!("decode: {}: computing it again: {error:#}", ask.request);
+                tracing::warn!(request = ask.request, "computing the prompt here: {error:#}");
                 let prompt = ask.prompt.clone();
                 let (first, cache) = self.engine.compute(move |engine| run_prompt(engine, &prompt)).await?;
                 let timings = Timings::default();
-                (Cached { lease: None, first, timings, bytes: 0, descriptors: 0 }, cache, true)
+                (Cached { leases: Vec::new(), first, timings, bytes: 0, descriptors: 0 }, cache, true)
             }
             Err(error) => return Err(error),
         };
@@ -138,6 +132,7 @@ impl Decode {
                 digest.update(&value.to_le_bytes());
             });
             tokens.push(logits.best());
+            Step::DecodeDecoding.reached(ask.drill);
             if lines.send(Line::Token(logits.best())).await.is_err() {
                 return Err(anyhow!("the client is gone"));
             }
@@ -154,7 +149,7 @@ impl Decode {
         if told != Some(card) {
             self.meet(&ask.prefill).await?;
         }
-        let first = self.fetch_once(ask).await;
+        let first = self.fetch_some(ask).await;
         let is_stale = |error: &anyhow::Error| {
             let kv = error.downcast_ref::<KvFailed>().map(|failed| &failed.error);
             let kv = kv.or_else(|| error.downcast_ref::<KvError>());
@@ -163,10 +158,23 @@ impl Decode {
         match first {
             Err(error) if is_stale(&error) => {
                 self.meet(&ask.prefill).await?;
-                self.fetch_once(ask).await
+                self.fetch_some(ask).await
             }
             other => other,
         }
+    }
+
+    /// Fetches what is not here yet. This demo keeps no prefixes; the drill makes one.
+    async fn fetch_some(&self, ask: &Generate) -> Result<Cached> {
+        if ask.drill != Some(Drill::Warm) {
+            return self.fetch_once(ask, None).await;
+        }
+        let mut all = self.fetch_once(ask, None).await?;
+        let lease = all.leases.pop().context("the blocks")?;
+        let half = lease.blocks().len() / 2;
+        let (kept, rest) = lease.split_blocks(half);
+        drop(rest);
+        self.fetch_once(ask, (half > 0).then_some(kept)).await
     }
 
     async fn meet(&self, prefill: &str) -> Result<()> {
@@ -178,7 +186,8 @@ impl Decode {
         Ok(())
     }
 
-    async fn fetch_once(&self, ask: &Generate) -> Result<Cached> {
+    /// Fetches all blocks, or those after the ones that are kept.
+    async fn fetch_once(&self, ask: &Generate, kept: Option<BlockLease>) -> Result<Cached> {
         let started = Instant::now();
         let mut timings = Timings::default();
         let Generate { request, prompt, mode, prefill, drill, .. } = ask;
@@ -191,46 +200,64 @@ impl Decode {
         };
         let url = format!("{prefill}/prefill");
         let (fetched, first, began) = if *mode == Mode::Push {
-            let lease = self.allocate(prompt.len()).await?;
-            timings.queue = started.elapsed();
             let engine = self.engine_of(prefill).await?;
-            let expected = self.engine.handoff.expect(&engine, request, lease, PushPlan::Whole).await?;
-            question.push = Some(expected.ticket().to_json());
-            let asked = Instant::now();
-            let answer: Prefilled = http::ask(&self.client, &url, &question).await?;
+            let (expected, asked, answer) = loop {
+                let lease = self.engine.allocate(prompt.len()).await?;
+                let expected = self.engine.handoff.expect(&engine, request, lease, PushPlan::Whole).await?;
+                question.push = Some(expected.ticket().to_json());
+                let asked = Instant::now();
+                Step::DecodeAsked.soon(*drill);
+                match http::ask::<Prefilled>(&self.client, &url, &question).await {
+                    // Without blocks in its hands: those who have prefill's may be waiting for these.
+                    Err(error) if error.is::<http::Busy>() && started.elapsed() < PATIENCE => {
+                        drop(expected);
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    answer => break (expected, asked, answer?),
+                }
+            };
+            timings.queue = asked - started;
             timings.prefill = answer.computed;
             timings.ticket = asked.elapsed().saturating_sub(answer.computed);
             let began = Instant::now();
+            Step::DecodeFetching.reached(*drill);
             (expected.fetched().await?, answer.first_token, began)
         } else {
             let asked = Instant::now();
+            Step::DecodeAsked.soon(*drill);
             let answer: Prefilled = http::ask(&self.client, &url, &question).await?;
             timings.prefill = answer.computed;
             timings.ticket = asked.elapsed().saturating_sub(answer.computed);
             let ticket = KvTicket::from_json(&answer.ticket.context("a ticket")?)?;
-            match drill {
-                Some(Drill::DieQueued) => std::process::abort(),
-                Some(Drill::Expire) => tokio::time::sleep(ticket.lease() * 2).await,
-                _ => {}
+            Step::DecodeQueued.reached(*drill);
+            Step::PrefillAnswered.elsewhere(*drill).await;
+            if *drill == Some(Drill::Expire) {
+                tokio::time::sleep(ticket.lease() * 2).await;
             }
             let tracked = self.engine.handoff.track(ticket)?;
+            Step::DecodeTracked.reached(*drill);
             if *drill == Some(Drill::Abort) {
                 tracked.abort().await?;
                 return Err(KvError::Aborted { request: request.clone() }.into());
             }
             let queued = Instant::now();
-            let lease = self.allocate(prompt.len()).await?;
+            let cached = kept.as_ref().map_or(0, |lease| lease.blocks().len());
+            let rest = prompt.len() - cached * self.engine.layout().block_tokens as usize;
+            let lease = self.engine.allocate(rest).await?;
             timings.queue = queued.elapsed();
             let began = Instant::now();
-            (tracked.fetch(lease).await?, answer.first_token, began)
+            let fetching = tracked.fetch_after(lease, cached as u32);
+            Step::DecodeFetching.reached(*drill);
+            (fetching.await?, answer.first_token, began)
         };
+        Step::DecodeFetched.reached(*drill);
         let Fetched { lease, first_token, reports, commit, .. } = fetched;
         timings.commit = commit;
         timings.transfer = began.elapsed().saturating_sub(commit);
         let first = first_token.or(first).context("the first token")?;
         let bytes = reports.iter().map(|report| report.bytes).sum();
         let descriptors = reports.iter().map(|report| report.descriptors).sum();
-        Ok(Cached { lease: Some(lease), first, timings, bytes, descriptors })
+        Ok(Cached { leases: kept.into_iter().chain([lease]).collect(), first, timings, bytes, descriptors })
     }
 
     /// The engine of a prefill process.
@@ -238,19 +265,6 @@ impl Decode {
         let status: crate::wire::Status =
             self.client.get(format!("{prefill}/status")).send().await?.json().await?;
         Ok(status.engine)
-    }
-
-    /// Blocks for so many tokens, once there are.
-    async fn allocate(&self, tokens: usize) -> Result<BlockLease> {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            match self.engine.pool().allocate(tokens) {
-                Err(error) if error.is_retryable() && Instant::now() < until => {
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
-                other => return Ok(other?),
-            }
-        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! What prefill and decode have in common: a model, a pool, and hand-offs.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use candle_core::Tensor;
 use connect_candle::kv::{export_layer, import_layer};
 use connect_core::blocks::BlockLease;
 use connect_core::kv::{HandOff, HandOffConfig, KvIdentity, KvLayout, KvPool};
@@ -17,6 +18,9 @@ use crate::wire::Status;
 pub(crate) const BLOCK_TOKENS: u32 = 16;
 /// Tokens in a chunk of prefill: some blocks.
 pub(crate) const CHUNK_TOKENS: usize = 4 * BLOCK_TOKENS as usize;
+
+/// How long a request waits for blocks.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How an engine is set up; the same for both sides, so that they fit.
 #[derive(Debug, Clone, clap::Args)]
@@ -36,6 +40,16 @@ pub(crate) struct Setup {
     /// Tokens in a block; another number than the peer's is refused
     #[arg(long, default_value_t = BLOCK_TOKENS)]
     pub(crate) block_tokens: u32,
+}
+
+/// What a process serves, and where.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    pub(crate) setup: Setup,
+    /// Where to listen on this host; 0 for a port that the system chooses
+    #[arg(long, default_value_t = 0, overrides_with = "port")]
+    pub(crate) port: u16,
 }
 
 impl Setup {
@@ -114,10 +128,33 @@ impl Engine {
         Ok(())
     }
 
-    /// The cache of so many tokens, out of blocks.
-    pub(crate) fn import(&self, lease: &BlockLease, tokens: usize) -> Result<Cache> {
-        let layers = 0..self.layout().layers;
-        layers.map(|layer| Ok(Some(import_layer(lease, self.layout(), layer, tokens)?))).collect()
+    /// The cache of so many tokens, out of blocks: those of the first lease, and then those of the next.
+    pub(crate) fn import(&self, leases: &[BlockLease], tokens: usize) -> Result<Cache> {
+        let layer = |layer| {
+            let (mut keys, mut values, mut left) = (Vec::new(), Vec::new(), tokens);
+            for lease in leases {
+                let some = left.min(lease.blocks().len() * self.layout().block_tokens as usize);
+                let (k, v) = import_layer(lease, self.layout(), layer, some)?;
+                keys.push(k);
+                values.push(v);
+                left -= some;
+            }
+            Ok(Some((Tensor::cat(&keys, 1)?, Tensor::cat(&values, 1)?)))
+        };
+        (0..self.layout().layers).map(layer).collect()
+    }
+
+    /// Blocks for so many tokens, once there are.
+    pub(crate) async fn allocate(&self, tokens: usize) -> Result<BlockLease> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.pool().allocate(tokens) {
+                Err(error) if error.is_retryable() && Instant::now() < until => {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                other => return Ok(other?),
+            }
+        }
     }
 
     pub(crate) fn status(&self) -> Status {

@@ -4,6 +4,7 @@
 //! `cargo xtask demo` runs it.
 
 mod decode;
+mod drill;
 mod engine;
 mod http;
 mod model;
@@ -16,7 +17,7 @@ mod wire;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use engine::Setup;
+use engine::{Serve, Setup};
 use wire::Mode;
 
 #[derive(Parser)]
@@ -31,11 +32,11 @@ enum Role {
     /// Starts all processes, sends requests, checks and reports
     RunAll(run_all::Options),
     /// Runs prompts, and hands their caches off
-    Prefill(Setup),
+    Prefill(Serve),
     /// Takes caches, and makes tokens
     Decode {
         #[command(flatten)]
-        setup: Setup,
+        serve: Serve,
         /// What to do when a cache can't be had
         #[arg(long, default_value = "fail")]
         on_failure: decode::Policy,
@@ -51,6 +52,9 @@ enum Role {
         /// For requests that do not say
         #[arg(long, default_value = "pull")]
         mode: Mode,
+        /// Where to listen on this host; 0 for a port that the system chooses
+        #[arg(long, default_value_t = 0)]
+        port: u16,
     },
     /// One process for everything: completes each line of standard input
     Oneshot(Setup),
@@ -66,9 +70,9 @@ fn main() -> Result<()> {
     runtime.block_on(async {
         match role {
             Role::RunAll(options) => run_all::run(&options).await,
-            Role::Prefill(setup) => prefill::run(&setup).await,
-            Role::Decode { setup, on_failure } => decode::run(&setup, on_failure).await,
-            Role::Router { prefill, decode, mode } => router::run(prefill, decode, mode).await,
+            Role::Prefill(serve) => prefill::run(&serve).await,
+            Role::Decode { serve, on_failure } => decode::run(&serve, on_failure).await,
+            Role::Router { prefill, decode, mode, port } => router::run(prefill, decode, mode, port).await,
             Role::Oneshot(setup) => oneshot::run(&setup),
         }
     })

@@ -9,22 +9,24 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use connect_core::blocks::BlockLease;
 use connect_core::kv::{Ended, PoolCard, PushTicket, Streaming};
 
-use crate::engine::{CHUNK_TOKENS, Engine, Setup};
+use crate::drill::Step;
+use crate::engine::{CHUNK_TOKENS, Engine, Serve};
 use crate::http::{self, Refused};
-use crate::wire::{Drill, Meet, Mode, Prefill, Prefilled, Status};
+use crate::wire::{Meet, Mode, Prefill, Prefilled, Status};
 
 /// Runs it until it is killed.
-pub(crate) async fn run(setup: &Setup) -> Result<()> {
-    let engine = Engine::start("prefill", setup)?;
+pub(crate) async fn run(serve: &Serve) -> Result<()> {
+    let engine = Engine::start("prefill", &serve.setup)?;
     let router = Router::new()
         .route("/health", get(|| async { "ok" }))
         .route("/status", get(status))
         .route("/meet", post(meet))
         .route("/prefill", post(prefill))
         .with_state(engine);
-    http::serve(router).await
+    http::serve(router, serve.port).await
 }
 
 pub(crate) async fn status(State(engine): State<Arc<Engine>>) -> Json<Status> {
@@ -47,44 +49,55 @@ async fn prefill(
     State(engine): State<Arc<Engine>>,
     Json(ask): Json<Prefill>,
 ) -> Result<Json<Prefilled>, Refused> {
-    if ask.drill == Some(Drill::DiePrefill) {
-        std::process::abort();
-    }
+    let drill = ask.drill;
+    Step::PrefillAsked.reached(drill);
     if ask.prompt.is_empty() {
         return Err(Refused(StatusCode::BAD_REQUEST, anyhow::anyhow!("the prompt is empty")));
     }
-    Ok(Json(match ask.mode {
+    let prefilled = match ask.mode {
         Mode::Pull => pull(engine, ask).await?,
         Mode::Push => push(engine, ask).await?,
         Mode::Chunked | Mode::Layerwise => stream(engine, ask).await?,
-    }))
+    };
+    Step::PrefillAnswered.soon(drill);
+    Ok(Json(prefilled))
 }
 
 /// Computes, and then offers all of it.
 async fn pull(engine: Arc<Engine>, ask: Prefill) -> Result<Prefilled> {
     let tokens = ask.prompt.len();
-    let (lease, first, computed) = engine.compute(move |engine| whole(engine, &ask.prompt)).await?;
+    let lease = engine.allocate(tokens).await?;
+    let (lease, first, computed) = engine.compute(move |engine| whole(engine, &ask.prompt, lease)).await?;
+    Step::PrefillComputed.reached(ask.drill);
     let offer = engine.handoff.offer(&ask.request, lease, tokens as u32, Some(first)).await?;
     let ticket = offer.ticket().to_json();
+    Step::PrefillOffered.reached(ask.drill);
     log_end(ask.request, offer.ended());
     Ok(Prefilled { ticket: Some(ticket), first_token: Some(first), computed })
 }
 
 /// Computes, and then writes all of it into the blocks that decode handed out.
-async fn push(engine: Arc<Engine>, ask: Prefill) -> Result<Prefilled> {
+///
+/// Without room it refuses at once: decode holds blocks while it waits for the answer, and those whose caches are to be
+/// pulled hold blocks here until decode has some. If both waited, they would wait for each other.
+async fn push(engine: Arc<Engine>, ask: Prefill) -> Result<Prefilled, Refused> {
     let ticket = PushTicket::from_json(ask.push.as_deref().context("a ticket to push by")?)?;
-    let (lease, first, computed) = engine.compute(move |engine| whole(engine, &ask.prompt)).await?;
+    let Ok(lease) = engine.pool().allocate(ask.prompt.len()) else {
+        return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, http::Busy.into()));
+    };
+    let (lease, first, computed) = engine.compute(move |engine| whole(engine, &ask.prompt, lease)).await?;
+    Step::PrefillComputed.reached(ask.drill);
     engine.handoff.push(&ticket, 0, lease).await?;
+    Step::PrefillOffered.reached(ask.drill);
     Ok(Prefilled { ticket: None, first_token: Some(first), computed })
 }
 
 /// The cache of a whole prompt in blocks, and the first token.
-fn whole(engine: &Engine, prompt: &[u32]) -> Result<(connect_core::blocks::BlockLease, u32, Duration)> {
+fn whole(engine: &Engine, prompt: &[u32], mut lease: BlockLease) -> Result<(BlockLease, u32, Duration)> {
     let started = Instant::now();
     let mut cache = engine.model.cache();
     let logits = engine.model.forward(prompt, &mut cache, |_, _| Ok(()))?;
     let computed = started.elapsed();
-    let mut lease = engine.pool().allocate(prompt.len())?;
     engine.export(&cache, &mut lease, 0..prompt.len())?;
     Ok((lease, logits.best(), computed))
 }
@@ -92,6 +105,7 @@ fn whole(engine: &Engine, prompt: &[u32]) -> Result<(connect_core::blocks::Block
 /// Answers at once, and hands off what there is while it computes.
 async fn stream(engine: Arc<Engine>, ask: Prefill) -> Result<Prefilled> {
     let tokens = ask.prompt.len();
+    let lease = engine.allocate(tokens).await?;
     let blocks = engine.layout().blocks_for(tokens);
     let streaming = engine.handoff.stream(&ask.request, blocks, tokens as u32).await?;
     let ticket = streaming.ticket().to_json();
@@ -99,8 +113,8 @@ async fn stream(engine: Arc<Engine>, ask: Prefill) -> Result<Prefilled> {
         let request = ask.request.clone();
         let computed = engine
             .compute(move |engine| match ask.mode {
-                Mode::Chunked => by_chunks(engine, &ask.prompt, streaming),
-                _ => by_layers(engine, &ask.prompt, streaming),
+                Mode::Chunked => by_chunks(engine, &ask, lease, streaming),
+                _ => by_layers(engine, &ask, lease, streaming),
             })
             .await;
         match computed {
@@ -111,8 +125,8 @@ async fn stream(engine: Arc<Engine>, ask: Prefill) -> Result<Prefilled> {
     Ok(Prefilled { ticket: Some(ticket), first_token: None, computed: Duration::ZERO })
 }
 
-fn by_chunks(engine: &Engine, prompt: &[u32], streaming: Streaming) -> Result<Ended> {
-    let mut rest = engine.pool().allocate(prompt.len())?;
+fn by_chunks(engine: &Engine, ask: &Prefill, mut rest: BlockLease, streaming: Streaming) -> Result<Ended> {
+    let prompt = &ask.prompt;
     let mut cache = engine.model.cache();
     let (mut done, mut at) = (0, 0);
     let mut streaming = ControlFlow::Continue(streaming);
@@ -125,9 +139,12 @@ fn by_chunks(engine: &Engine, prompt: &[u32], streaming: Streaming) -> Result<En
         done += chunk.len();
         rest = later;
         streaming = if done == prompt.len() {
-            ControlFlow::Break(open.finish(ready, at, Some(logits.best())).wait()?)
+            let ended = open.finish(ready, at, Some(logits.best())).wait()?;
+            Step::PrefillOffered.reached(ask.drill);
+            ControlFlow::Break(ended)
         } else {
             open.send(ready, at).wait()?;
+            Step::PrefillComputed.reached(ask.drill);
             ControlFlow::Continue(open)
         };
         at += blocks;
@@ -138,8 +155,9 @@ fn by_chunks(engine: &Engine, prompt: &[u32], streaming: Streaming) -> Result<En
     }
 }
 
-fn by_layers(engine: &Engine, prompt: &[u32], streaming: Streaming) -> Result<Ended> {
-    let mut rest = Some(engine.pool().allocate(prompt.len())?);
+fn by_layers(engine: &Engine, ask: &Prefill, lease: BlockLease, streaming: Streaming) -> Result<Ended> {
+    let prompt = &ask.prompt;
+    let mut rest = Some(lease);
     let last = engine.layout().layers - 1;
     let mut cache = engine.model.cache();
     let logits = engine.model.forward(prompt, &mut cache, |layer, (k, v)| {
@@ -152,13 +170,16 @@ fn by_layers(engine: &Engine, prompt: &[u32], streaming: Streaming) -> Result<En
         connect_candle::kv::export_layer(&mut ready, engine.layout(), layer, k, v, 0..prompt.len())?;
         if layer < last {
             streaming.send(ready, 0).wait()?;
+            Step::PrefillComputed.reached(ask.drill);
         } else {
             rest = Some(ready);
         }
         Ok(())
     })?;
     let ready = rest.context("the last layer")?;
-    Ok(streaming.finish(ready, 0, Some(logits.best())).wait()?)
+    let ended = streaming.finish(ready, 0, Some(logits.best())).wait()?;
+    Step::PrefillOffered.reached(ask.drill);
+    Ok(ended)
 }
 
 /// Says how a hand-off ended, once it has.

@@ -18,8 +18,9 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::drill::Drill;
 use crate::http::{self, Refused};
-use crate::wire::{Done, Drill, Failure, Generate, Line, Mode, Status};
+use crate::wire::{Done, Failure, Generate, Line, Mode, Status};
 
 /// Requests that the page shows.
 const SHOWN: usize = 200;
@@ -82,7 +83,7 @@ struct Shown {
 }
 
 /// Runs it until it is killed.
-pub(crate) async fn run(prefills: Vec<String>, decodes: Vec<String>, mode: Mode) -> Result<()> {
+pub(crate) async fn run(prefills: Vec<String>, decodes: Vec<String>, mode: Mode, port: u16) -> Result<()> {
     let shared = Shared {
         client: reqwest::Client::new(),
         prefills,
@@ -98,7 +99,7 @@ pub(crate) async fn run(prefills: Vec<String>, decodes: Vec<String>, mode: Mode)
         .route("/metrics", get(metrics))
         .route("/v1/completions", post(completions))
         .with_state(Arc::new(shared));
-    http::serve(router).await
+    http::serve(router, port).await
 }
 
 async fn completions(State(shared): State<Arc<Shared>>, Json(ask): Json<Completion>) -> Response {

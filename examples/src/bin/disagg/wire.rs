@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::drill::Drill;
+
 /// How a cache gets from prefill to decode.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
@@ -31,24 +33,6 @@ impl Mode {
             Self::Layerwise => "layerwise",
         }
     }
-}
-
-/// What goes wrong on purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Drill {
-    /// Decode flips one byte of what it fetched: the check must notice.
-    Corrupt,
-    /// Decode gives the request up while it has the ticket.
-    Abort,
-    /// Decode waits for longer than the lease before it says that it has the ticket.
-    Expire,
-    /// Decode dies with the ticket in its hands.
-    DieQueued,
-    /// Prefill dies before it has answered.
-    DiePrefill,
-    /// Decode reads the blocks, and takes its time before it goes on.
-    Slow,
 }
 
 /// Introduces an engine to another.

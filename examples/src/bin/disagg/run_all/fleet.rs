@@ -2,13 +2,15 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{Answer, eventually};
+use crate::drill::Drill;
 use crate::engine::Setup;
-use crate::wire::{Done, Drill, Failure, Mode, Status};
+use crate::wire::{Done, Failure, Mode, Status};
 
 /// Prefill, decode and router.
 pub(crate) struct Fleet {
@@ -21,6 +23,8 @@ pub(crate) struct Fleet {
 /// A process of this program, killed with this value.
 pub(crate) struct Process {
     child: Child,
+    role: String,
+    arguments: Vec<String>,
     pub(crate) url: String,
 }
 
@@ -53,7 +57,17 @@ impl Process {
         }
         // What else it prints is of no interest, but must have somewhere to go.
         std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-        Ok(Self { child, url: line["listening on ".len()..].trim().to_owned() })
+        let url = line["listening on ".len()..].trim().to_owned();
+        Ok(Self { child, role: role.to_owned(), arguments: arguments.to_vec(), url })
+    }
+
+    /// Kills it, and starts it again at the same address.
+    pub(crate) fn restarted(&mut self) -> Result<Self> {
+        self.kill();
+        let (_, port) = self.url.rsplit_once(':').context("a port")?;
+        let mut arguments = self.arguments.clone();
+        arguments.extend(["--port".to_owned(), port.to_owned()]);
+        Self::start(&self.role, &arguments)
     }
 
     /// Kills it at once, as the kernel would.
@@ -62,10 +76,25 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    /// Stops it, and lets it go on: as a debugger or a snapshot of its machine does.
+    /// Whether it is stopped, by a signal.
+    pub(crate) fn is_stopped(&self) -> Result<bool> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        Ok(stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+    }
+
+    /// Sends it a signal.
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) -> Result<()> {
         let pid = nix::unistd::Pid::from_raw(self.child.id().try_into()?);
         Ok(nix::sys::signal::kill(pid, signal)?)
+    }
+
+    /// Waits until it has ended by itself; false if it does not in time.
+    pub(crate) async fn ends_within(&mut self, time: Duration) -> Result<bool> {
+        let until = Instant::now() + time;
+        while !self.has_ended()? && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.has_ended()
     }
 
     /// Whether it has ended by itself.

@@ -14,9 +14,10 @@ use anyhow::{Context, Result, ensure};
 use indicatif::ProgressBar;
 use tokio::sync::Semaphore;
 
+use crate::drill::Drill;
 use crate::engine::Setup;
 use crate::oneshot::Ask;
-use crate::wire::{Done, Drill, Failure, Mode};
+use crate::wire::{Done, Failure, Mode};
 pub(crate) use fleet::Fleet;
 use report::Report;
 
@@ -43,9 +44,12 @@ pub(crate) struct Options {
     /// Of a hundred requests, so many go wrong on purpose: given up, expired, slow
     #[arg(long, default_value_t = 0)]
     pub(crate) disturbed: usize,
-    /// Without the drills at the end, which kill processes
+    /// Without the drills at the end
     #[arg(long)]
     pub(crate) no_drills: bool,
+    /// Only this drill at the end; several can be named
+    #[arg(long)]
+    pub(crate) drill: Vec<drills::Name>,
     /// Leaves the processes running after the checks, for a look at the page
     #[arg(long)]
     pub(crate) stay: bool,
@@ -97,6 +101,9 @@ fn requests(options: &Options) -> Vec<Request> {
     let mut random = fastrand::Rng::with_seed(options.setup.seed);
     let text = include_str!("mod.rs").as_bytes();
     let modes: Vec<Mode> = options.mode.map_or(Mode::ALL.to_vec(), |mode| vec![mode]);
+    let mut order: Vec<usize> = (0..options.requests).collect();
+    random.shuffle(&mut order);
+    let disturbed = &order[..options.requests * options.disturbed.min(100) / 100];
     let mut all = Vec::with_capacity(options.requests);
     for number in 0..options.requests {
         let third = options.prompt_len / 3;
@@ -104,7 +111,7 @@ fn requests(options: &Options) -> Vec<Request> {
         let from = random.usize(0..text.len() - len);
         let prompt = text[from..from + len].iter().map(|byte| u32::from(*byte)).collect();
         let mode = modes[number % modes.len()];
-        let is_disturbed = random.usize(0..100) < options.disturbed;
+        let is_disturbed = disturbed.contains(&number);
         let drills = [Drill::Abort, Drill::Expire, Drill::Slow];
         let drill = is_disturbed.then(|| drills[random.usize(0..drills.len())]);
         // A push has no lease that could expire, and nothing to give up before it is there.

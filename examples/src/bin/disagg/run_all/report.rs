@@ -8,7 +8,8 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 
 use super::{Answer, Options, Request};
-use crate::wire::{Done, Drill, Mode, Status, Timings};
+use crate::drill::Drill;
+use crate::wire::{Done, Mode, Status, Timings};
 
 #[derive(Default)]
 pub(crate) struct Report {
