@@ -133,18 +133,26 @@ impl Generation {
 
     /// Registers each region, or counts one more user of it: operations may share memory. What lies in memory that
     /// is kept registered needs no registration of its own.
-    pub(super) fn register(&mut self, kept: &Kept, regions: &[Region]) -> Result<(), TransportError> {
-        for (done, region) in regions.iter().enumerate() {
+    ///
+    /// Those that have one come back, to be [given up](Self::deregister) when the operation ends: what is kept then need
+    /// not be what is kept now.
+    pub(super) fn register(
+        &mut self,
+        kept: &Kept,
+        regions: &[Region],
+    ) -> Result<Vec<Region>, TransportError> {
+        let mut own = Vec::new();
+        for region in regions {
             let registered = match kept.around(region) {
                 Some(whole) => self.keep(whole),
-                None => self.register_one(*region),
+                None => self.register_one(*region).map(|()| own.push(*region)),
             };
             if let Err(error) = registered {
-                self.deregister(&regions[..done]);
+                self.deregister(&own);
                 return Err(error);
             }
         }
-        Ok(())
+        Ok(own)
     }
 
     fn register_one(&mut self, region: Region) -> Result<(), TransportError> {

@@ -8,28 +8,44 @@ use crate::memory::joined;
 use crate::transport::{RegistrationId, TransportError};
 use crate::{Device, Region};
 
-/// Ranges that do not overlap. Each agent registers one of them when an operation first needs it there.
+/// Ranges that do not overlap, each for as long as somebody who wanted it kept is left. Each agent registers one of them
+/// when an operation first needs it there.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
-    by_start: BTreeMap<(Device, u64), Region>,
+    by_start: BTreeMap<(Device, u64), Holders>,
     by_id: HashMap<RegistrationId, Region>,
 }
 
+#[derive(Debug)]
+struct Holders {
+    region: Region,
+    count: usize,
+}
+
 impl Kept {
-    /// Keeps a range; says whether it does. One that overlaps another is not: NIXL would find neither reliably.
+    /// Keeps a range, or the same range for one more; says whether it does. One that overlaps another is not: NIXL would
+    /// find neither reliably.
     pub(super) fn add(&mut self, id: RegistrationId, region: Region) -> bool {
-        let before = self.by_start.range(..(region.device(), region.end())).next_back();
-        if before.is_some_and(|(_, other)| other.overlaps(&region)) {
-            return false;
+        let before = self.by_start.range_mut(..(region.device(), region.end())).next_back();
+        match before {
+            Some((_, same)) if same.region == region => same.count += 1,
+            Some((_, other)) if other.region.overlaps(&region) => return false,
+            _ => {
+                let key = (region.device(), region.addr());
+                self.by_start.insert(key, Holders { region, count: 1 });
+            }
         }
-        self.by_start.insert((region.device(), region.addr()), region);
         self.by_id.insert(id, region);
         true
     }
 
+    /// Gives a range up; it comes back if nobody else keeps it.
     pub(super) fn remove(&mut self, id: RegistrationId) -> Option<Region> {
         let region = self.by_id.remove(&id)?;
-        self.by_start.remove(&(region.device(), region.addr()))
+        let key = (region.device(), region.addr());
+        let holders = self.by_start.get_mut(&key)?;
+        holders.count -= 1;
+        (holders.count == 0).then(|| self.by_start.remove(&key)).flatten().map(|holders| holders.region)
     }
 
     /// Regions that follow each other, as one where NIXL can take them as one.
@@ -40,7 +56,7 @@ impl Kept {
     /// Whether a region is in one registration: within a range that is kept, or apart from all of them.
     pub(super) fn is_one(&self, region: &Region) -> bool {
         let last = self.by_start.range(..(region.device(), region.end())).next_back();
-        last.is_none_or(|(_, kept)| kept.contains(region) || !kept.overlaps(region))
+        last.is_none_or(|(_, kept)| kept.region.contains(region) || !kept.region.overlaps(region))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -50,7 +66,7 @@ impl Kept {
     /// The range that holds all of `region`.
     pub(super) fn around(&self, region: &Region) -> Option<Region> {
         let (_, before) = self.by_start.range(..=(region.device(), region.addr())).next_back()?;
-        before.contains(region).then_some(*before)
+        before.region.contains(region).then_some(before.region)
     }
 }
 
@@ -157,6 +173,19 @@ mod tests {
     }
 
     #[test]
+    fn a_range_that_is_kept_twice_is_kept_until_both_gave_it_up() {
+        let mut kept = Kept::default();
+        assert!(
+            kept.add(RegistrationId(1), region(100, 100)) && kept.add(RegistrationId(2), region(100, 100))
+        );
+        assert_eq!(kept.remove(RegistrationId(1)), None, "somebody else keeps it");
+        assert_eq!(kept.remove(RegistrationId(1)), None);
+        assert_eq!(kept.around(&region(150, 1)), Some(region(100, 100)));
+        assert_eq!(kept.remove(RegistrationId(2)), Some(region(100, 100)));
+        assert!(kept.is_empty() && kept.around(&region(150, 1)).is_none());
+    }
+
+    #[test]
     fn regions_are_joined_within_a_range_or_outside_of_all_and_never_across() {
         let mut kept = Kept::default();
         assert!(kept.add(RegistrationId(1), region(100, 100)));
@@ -183,7 +212,7 @@ mod tests {
         let mut kept = Kept::default();
         assert!(kept.add(RegistrationId(1), region(100, 100)));
         for (id, other) in
-            [(2, region(199, 1)), (3, region(50, 51)), (4, region(1, 1000)), (5, region(100, 100))]
+            [(2, region(199, 1)), (3, region(50, 51)), (4, region(1, 1000)), (5, region(100, 99))]
         {
             assert!(!kept.add(RegistrationId(id), other));
             assert_eq!(kept.remove(RegistrationId(id)), None);

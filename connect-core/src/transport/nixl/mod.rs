@@ -97,7 +97,8 @@ struct Peer {
 
 struct OpenOffer {
     generation: u64,
-    regions: Vec<Region>,
+    /// What was registered for it.
+    registered: Vec<Region>,
     key: String,
 }
 
@@ -243,11 +244,12 @@ impl NixlTransport {
         let generation = self.generations.get_mut(&new).ok_or_else(unknown_transfer)?;
         generation.load(&peer.name, &peer.blob, || false)?;
         let moving = self.transfers.get_mut(&id).ok_or_else(unknown_transfer)?;
-        generation.register(&self.kept, &moving.local)?;
+        let registered = generation.register(&self.kept, &moving.local)?;
         generation.live += 1;
         moving.generation = new;
+        let before = std::mem::replace(&mut moving.registered, registered);
         if let Some(generation) = self.generations.get_mut(&old) {
-            generation.deregister(&moving.local);
+            generation.deregister(&before);
             generation.live -= 1;
         }
         let generation = self.generations.get(&new).ok_or_else(unknown_transfer)?;
@@ -330,12 +332,12 @@ unsafe impl Transport for NixlTransport {
         let id = OfferId(self.id());
         let generation = self.generations.get_mut(&current).ok_or_else(unknown_transfer)?;
         let (regions, key) = (self.kept.joined(offer.regions), offer.key.to_owned());
-        generation.register(&self.kept, &regions)?;
+        let registered = generation.register(&self.kept, &regions)?;
         let blob =
-            generation.describe(&self.kept, &regions).inspect_err(|_| generation.deregister(&regions))?;
+            generation.describe(&self.kept, &regions).inspect_err(|_| generation.deregister(&registered))?;
         generation.live += 1;
         self.takers.add(&key, id);
-        self.offers.insert(id, OpenOffer { generation: current, regions, key });
+        self.offers.insert(id, OpenOffer { generation: current, registered, key });
         Ok((id, blob))
     }
 
@@ -348,7 +350,7 @@ unsafe impl Transport for NixlTransport {
             return self.offer_is_quiet(id);
         };
         if let Some(generation) = self.generations.get_mut(&offer.generation) {
-            generation.deregister(&offer.regions);
+            generation.deregister(&offer.registered);
             generation.live -= 1;
         }
         let let_go = self.takers.remove(&offer.key, id);
@@ -425,7 +427,7 @@ unsafe impl Transport for NixlTransport {
         let generation = self.generations.get_mut(&current).ok_or_else(unknown_transfer)?;
         generation.load(&peer.name, &peer.blob, || is_in_use(&self.transfers, &peer.name))?;
         let local = self.kept.joined(transfer.local);
-        generation.register(&self.kept, &local)?;
+        let registered = generation.register(&self.kept, &local)?;
         generation.live += 1;
         let id = TransferId(self.id());
         let next_sign = signs::is_ours(&peer.name).then(|| Instant::now() + signs::FIRST);
@@ -435,6 +437,7 @@ unsafe impl Transport for NixlTransport {
             kind: transfer.kind,
             key: transfer.key.to_owned(),
             local,
+            registered,
             pieces,
             posted: None,
             state: Phase::InProgress,
@@ -474,7 +477,7 @@ unsafe impl Transport for NixlTransport {
             moving.give_up(generation);
         }
         if std::mem::take(&mut moving.counted) {
-            generation.deregister(&moving.local);
+            generation.deregister(&moving.registered);
             generation.live -= 1;
         }
         if moving.state == Phase::FailedUnknown {

@@ -24,6 +24,8 @@ pub(super) struct Moving {
     pub(super) kind: OperationKind,
     pub(super) key: String,
     pub(super) local: Vec<Region>,
+    /// What was registered for it in this generation.
+    pub(super) registered: Vec<Region>,
     pub(super) pieces: Pieces,
     /// The posted slice, and how many pieces it has.
     pub(super) posted: Option<(XferRequest, usize)>,

@@ -132,7 +132,9 @@ impl Decode {
                 digest.update(&value.to_le_bytes());
             });
             tokens.push(logits.best());
-            Step::DecodeDecoding.reached(ask.drill);
+            if tokens.len() == 3 {
+                Step::DecodeDecoding.reached(ask.drill);
+            }
             if lines.send(Line::Token(logits.best())).await.is_err() {
                 return Err(anyhow!("the client is gone"));
             }

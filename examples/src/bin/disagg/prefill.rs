@@ -144,7 +144,9 @@ fn by_chunks(engine: &Engine, ask: &Prefill, mut rest: BlockLease, streaming: St
             ControlFlow::Break(ended)
         } else {
             open.send(ready, at).wait()?;
-            Step::PrefillComputed.reached(ask.drill);
+            if at == 0 {
+                Step::PrefillComputed.reached(ask.drill);
+            }
             ControlFlow::Continue(open)
         };
         at += blocks;
@@ -170,7 +172,9 @@ fn by_layers(engine: &Engine, ask: &Prefill, lease: BlockLease, streaming: Strea
         connect_candle::kv::export_layer(&mut ready, engine.layout(), layer, k, v, 0..prompt.len())?;
         if layer < last {
             streaming.send(ready, 0).wait()?;
-            Step::PrefillComputed.reached(ask.drill);
+            if layer == 0 {
+                Step::PrefillComputed.reached(ask.drill);
+            }
         } else {
             rest = Some(ready);
         }

@@ -55,6 +55,12 @@ pub(crate) struct Options {
     pub(crate) stay: bool,
 }
 
+impl Options {
+    fn modes(&self) -> Vec<Mode> {
+        self.mode.map_or(Mode::ALL.to_vec(), |mode| vec![mode])
+    }
+}
+
 /// One request, and what must come of it.
 #[derive(Debug, Clone)]
 struct Request {
@@ -100,7 +106,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
 fn requests(options: &Options) -> Vec<Request> {
     let mut random = fastrand::Rng::with_seed(options.setup.seed);
     let text = include_str!("mod.rs").as_bytes();
-    let modes: Vec<Mode> = options.mode.map_or(Mode::ALL.to_vec(), |mode| vec![mode]);
+    let modes = options.modes();
     let mut order: Vec<usize> = (0..options.requests).collect();
     random.shuffle(&mut order);
     let disturbed = &order[..options.requests * options.disturbed.min(100) / 100];
@@ -181,8 +187,7 @@ async fn send(fleet: &Fleet, options: &Options, requests: &[Request]) -> Result<
 /// The negative control: with a damaged cache the check must fail, or it shows nothing.
 async fn control(fleet: &Fleet, options: &Options) -> Result<BTreeMap<Mode, usize>> {
     let mut diverged = BTreeMap::new();
-    let modes: Vec<Mode> = options.mode.map_or(Mode::ALL.to_vec(), |mode| vec![mode]);
-    for mode in modes {
+    for mode in options.modes() {
         let request = Request { mode, drill: Some(Drill::Corrupt), ..requests(options).swap_remove(0) };
         let expected = baseline(options, std::slice::from_ref(&request))?.swap_remove(0);
         let answer =

@@ -71,6 +71,11 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
 /// One request that must give what one process gives.
 async fn is_right(fleet: &Fleet, options: &Options, request: &Request) -> Result<Done> {
     let expected = baseline(options, std::slice::from_ref(request))?.swap_remove(0);
+    gives(fleet, options, request, &expected).await
+}
+
+/// The same for who knows what that is.
+async fn gives(fleet: &Fleet, options: &Options, request: &Request, expected: &Done) -> Result<Done> {
     let Request { prompt, mode, drill } = request;
     let answer = fleet.client().complete(prompt, options.max_tokens, *mode, *drill).await?;
     let done = answer.map_err(|failure| anyhow::anyhow!("{mode:?}: {failure:?}"))?;

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use tokio::task::JoinSet;
 
-use super::{EXPIRED, Outcome, is_right, kind, one};
+use super::{EXPIRED, LEASE_MS, Outcome, gives, kind, one};
 use crate::drill::{Drill, Step};
+use crate::engine::Setup;
 use crate::run_all::{Answer, Fleet, Options, Request, baseline, eventually};
 use crate::wire::{Done, Mode};
 
@@ -74,10 +76,12 @@ async fn in_every_way<F>(options: &Options, drill: impl Fn(Mode, Options) -> F) 
 where
     F: Future<Output = Result<()>> + Send + 'static,
 {
-    let modes: Vec<_> =
-        Mode::ALL.into_iter().map(|mode| tokio::spawn(drill(mode, options.clone()))).collect();
-    for mode in modes {
-        mode.await??;
+    let mut fleets = JoinSet::new();
+    for mode in options.modes() {
+        fleets.spawn(drill(mode, options.clone()));
+    }
+    while let Some(done) = fleets.join_next().await {
+        done??;
     }
     Ok(())
 }
@@ -104,7 +108,7 @@ async fn killed_at(
     expected: &Done,
     step: Step,
 ) -> Result<()> {
-    is_right(fleet, options, request).await?;
+    gives(fleet, options, request, expected).await?;
     let drill = Some(Drill::Kill(step));
     let answer = fleet.client().complete(&request.prompt, options.max_tokens, request.mode, drill).await?;
     judge(&answer, expected, killed(request.mode, step))?;
@@ -118,12 +122,14 @@ async fn killed_at(
     fleet.all_free().await?;
     let died = if step.is_prefill() { &mut fleet.prefill } else { &mut fleet.decode };
     *died = died.restarted()?;
-    is_right(fleet, options, request).await?;
+    gives(fleet, options, request, expected).await?;
     fleet.all_free().await
 }
 
 pub(super) async fn stops(options: &Options) -> Outcome {
-    in_every_way(options, |mode, options| async move {
+    // What a step takes is two leases.
+    let setup = Setup { lease_ms: LEASE_MS / 2, ..options.setup.clone() };
+    in_every_way(&Options { setup, ..options.clone() }, |mode, options| async move {
         let fleet = Fleet::start(&options.setup, "fail").await?;
         let request = Request { mode, ..one(&options) };
         let expected = baseline(&options, std::slice::from_ref(&request))?.swap_remove(0);
@@ -154,6 +160,6 @@ async fn stopped_at(
     process.signal(Signal::SIGCONT)?;
     judge(&answering.await??, expected, stopped(request.mode, step))?;
     fleet.all_free().await?;
-    is_right(fleet, options, request).await?;
+    gives(fleet, options, request, expected).await?;
     fleet.all_free().await
 }
