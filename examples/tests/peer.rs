@@ -152,10 +152,10 @@ fn a_malformed_line_is_a_protocol_error() {
 
 #[test]
 fn nobody_coming_is_a_deadline() {
-    let mut offering = Peer::start(&["readable", "--size", "10", "--timeout", "0.1"]);
+    let mut offering = Peer::start(&["readable", "--size", "10", "--timeout", "1.5"]);
     assert_eq!(offering.event()["event"], "metadata");
     offering.fails("deadline");
-    let mut offering = Peer::start(&["writable", "--size", "10", "--timeout", "0.1"]);
+    let mut offering = Peer::start(&["writable", "--size", "10", "--timeout", "1.5"]);
     assert_eq!(offering.event()["event"], "metadata");
     offering.fails("deadline");
 }

@@ -1,10 +1,11 @@
 //! What the kernel tells of a process, and signals to it.
 
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// The processor time a process has used, over all its threads.
 ///
@@ -60,8 +61,8 @@ pub fn open_files(pid: u32) -> Result<usize> {
 /// # Errors
 /// The process is gone.
 pub fn signal(pid: u32, signal: &str) -> Result<()> {
-    let status = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status()?;
-    ensure!(status.success(), "kill -{signal} {pid}: {status}");
+    let number: Signal = format!("SIG{signal}").parse()?;
+    kill(Pid::from_raw(pid.try_into()?), number).with_context(|| format!("kill -{signal} {pid}"))?;
     // A thread that runs on another core goes on for a moment.
     let stopped = || signal != "STOP" || is_stopped(pid);
     ensure!(eventually(Duration::from_secs(10), stopped), "process {pid} does not stop");

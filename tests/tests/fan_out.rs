@@ -137,12 +137,11 @@ fn p7_a_document_used_twice_counts_for_its_own_reader_only(lab: &Lab) -> Result<
 fn p1_a_reader_that_is_killed_or_never_comes_does_not_harm_the_others(lab: &Lab) -> Result<()> {
     let sender = lab.connector()?;
     let (memory, counter) = counted(5);
-    let fan_out = sender.with_deadline(Duration::from_secs(4)).fan_out(memory, 4).wait()?;
+    let (mut killed, mut honest) = (lab.worker()?, lab.worker()?);
+    let fan_out = sender.with_deadline(Duration::from_secs(10)).fan_out(memory, 4).wait()?;
     let documents: Vec<String> = fan_out.documents().map(RdmaMetadata::to_json).collect();
-    let mut killed = lab.worker()?;
     killed.begin("read", &documents[0], &[LEN], 5)?;
     killed.kill();
-    let mut honest = lab.worker()?;
     for document in &documents[1..3] {
         let id = honest.begin("read", document, &[LEN], 5)?;
         honest.completed(id)?;

@@ -189,7 +189,7 @@ fn an_abort_gives_both_sides_their_blocks_back_without_a_new_agent(lab: &Lab) ->
 }
 
 fn p1_a_taker_that_is_gone_loses_its_lease_and_the_blocks_come_back_quiet(lab: &Lab) -> Result<()> {
-    let lease = Duration::from_millis(300);
+    let lease = Duration::from_secs(1);
     let (p, d) = pair(lab, BLOCK_MAJOR, lease)?;
     let (ticket, ended) = p.offer("r", filled(&p, 7, 1)?, 100, None).wait()?.into_parts();
     let tracked = d.track(sent(&ticket)?)?;

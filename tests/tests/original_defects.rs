@@ -158,7 +158,7 @@ fn d4_a_late_read_over_tcp_does_not_kill_the_process_that_offered() -> Result<()
 
     // Large enough for the allocator to unmap it.
     let tensors = json!([{"dtype": "uint8", "shape": [8 << 20], "seed": 2}]);
-    let id = a.send(json!({"do": "readable", "tensors": tensors, "timeout": 0.2}))?;
+    let id = a.send(json!({"do": "readable", "tensors": tensors, "timeout": 1.0}))?;
     let stale = a.expect(id, "metadata")?["metadata"].to_string();
     assert_eq!(a.expect(id, "error")?["kind"], "deadline");
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -215,17 +215,22 @@ fn d9_cancel_starts_nothing_more() -> Result<()> {
     let Some((a, b)) = pair()? else { return Ok(()) };
     // Sixteen slices, of which a cancelled transfer may finish the one under way.
     let len = 256 << 20;
-    let offer = a.create_readable(vec![7u8; len]).wait()?;
-    let operation = b.begin_read(offer.metadata(), vec![0u8; len]).wait()?;
-    let failed = operation.cancel().wait().err().context("256 MiB were faster than a cancel")?;
-    assert!(matches!(failed.error, Error::Cancelled { .. }), "{failed}");
-    let memory = failed.memory.returned().context("nothing is in flight any more")?;
-    assert_eq!(memory.last(), Some(&0), "the rest was read all the same");
-    thread::sleep(Duration::from_millis(50));
-    assert_eq!(memory.last(), Some(&0), "the rest was read later");
-    let error = offer.wait_for_completion().wait().err().context("a cancelled read reported completion")?;
-    assert!(error.to_string().contains("let go"), "{error}");
-    Ok(())
+    for _ in 0..10 {
+        let offer = a.create_readable(vec![7u8; len]).wait()?;
+        let operation = b.begin_read(offer.metadata(), vec![0u8; len]).wait()?;
+        // On a busy machine all may have been read before this thread came to cancel.
+        let Some(failed) = operation.cancel().wait().err() else { continue };
+        assert!(matches!(failed.error, Error::Cancelled { .. }), "{failed}");
+        let memory = failed.memory.returned().context("nothing is in flight any more")?;
+        assert_eq!(memory.last(), Some(&0), "the rest was read all the same");
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(memory.last(), Some(&0), "the rest was read later");
+        let error =
+            offer.wait_for_completion().wait().err().context("a cancelled read reported completion")?;
+        assert!(error.to_string().contains("let go"), "{error}");
+        return Ok(());
+    }
+    anyhow::bail!("256 MiB were faster than a cancel, ten times")
 }
 
 #[test]
@@ -253,7 +258,7 @@ fn d9_d18_a_refused_operation_never_starts_and_leaves_nothing_behind() -> Result
 #[test]
 fn d11_passive_wait_has_deadline() -> Result<()> {
     let Some((a, _)) = pair()? else { return Ok(()) };
-    let a = a.with_deadline(Duration::from_millis(200));
+    let a = a.with_deadline(Duration::from_secs(1));
     let started = Instant::now();
     let readable = a.create_readable(vec![1u8; 100]).wait()?;
     let writable = a.create_writable(vec![0u8; 100]).wait()?;
@@ -262,7 +267,7 @@ fn d11_passive_wait_has_deadline() -> Result<()> {
     let failed = writable.wait_for_completion().wait().err().context("nobody came")?;
     assert!(matches!(failed.error, Error::DeadlineExceeded { .. }), "{failed}");
     let elapsed = started.elapsed();
-    assert!(elapsed >= Duration::from_millis(200) && elapsed < Duration::from_secs(5), "{elapsed:?}");
+    assert!(elapsed >= Duration::from_secs(1) && elapsed < Duration::from_secs(10), "{elapsed:?}");
 
     // And their memory is not kept for ever: front-ends grew to 62 GiB over it.
     until(&a, "the memory is freed", |stats| stats.parked == 0 && stats.parked_bytes == 0)?;

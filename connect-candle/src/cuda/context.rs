@@ -75,9 +75,12 @@ pub(crate) fn free_in_order(storage: CudaStorage) {
 }
 
 fn in_order<T>(gpu: &dyn Accelerator, memory: T) {
-    // A device that failed has nothing running that memory could be freed under.
-    let _ = gpu.synchronize();
-    drop(memory);
+    // The first error may be one that the context remembered of something else, and tells before it waits. What a
+    // device that failed had is of no use to anybody, and may still be written by what it was at: it is kept.
+    match gpu.synchronize().or_else(|_| gpu.synchronize()) {
+        Ok(()) => drop(memory),
+        Err(_) => std::mem::forget(memory),
+    }
 }
 
 #[cfg(test)]

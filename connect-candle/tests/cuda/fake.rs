@@ -43,12 +43,23 @@ pub(crate) struct Alone(#[expect(dead_code, reason = "held")] MutexGuard<'static
 pub(crate) fn alone() -> Alone {
     static ONE: Mutex<()> = Mutex::new(());
     let alone = Alone(ONE.lock().unwrap_or_else(PoisonError::into_inner));
+    settle();
     trace();
     alone
 }
 
+/// Waits until the devices' threads have done what earlier tests left them.
+fn settle() {
+    for device in [0, 1].map(connect_core::Device::cuda) {
+        let (done, is_done) = std::sync::mpsc::channel();
+        connect_core::accelerator::run_on_thread_of(device, move || drop(done.send(())));
+        is_done.recv().expect("the job runs");
+    }
+}
+
 impl Drop for Alone {
     fn drop(&mut self) {
+        settle();
         let wrong: Vec<String> = trace().into_iter().filter(|line| line.starts_with(WRONG)).collect();
         assert!(wrong.is_empty() || std::thread::panicking(), "{wrong:#?}");
     }

@@ -238,10 +238,11 @@ fn a_slot_comes_back_however_its_operation_ends() {
 
     let failed = a.with_deadline(Duration::from_millis(1)).create_writable(filled()).wait();
     let failed = failed.and_then(|offer| offer.wait_for_completion().wait()).unwrap_err();
-    let Recovered::Returned(slot) = failed.memory else { panic!("parked") };
-    assert_eq!((slot.len(), slab.free()), (40, 0));
-    drop(slot);
-    assert_eq!(slab.free(), 1, "out of time");
+    // The watchdog parks it if the driver was late, and then it comes back by itself.
+    if let Recovered::Returned(slot) = failed.memory {
+        assert_eq!((slot.len(), slab.free()), (40, 0));
+    }
+    assert!(eventually(|| slab.free() == 1), "out of time");
 }
 
 #[test]

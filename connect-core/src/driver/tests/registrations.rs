@@ -25,8 +25,10 @@ fn p1_registered_memory_is_kept_until_the_transport_says_that_it_is_quiet() {
 
     script.busy.store(true, Ordering::SeqCst);
     drop(registration);
-    eventually("it counts as parked", || connector.stats().parked == 1);
-    assert_eq!((connector.stats().parked_bytes, dropped.load(Ordering::SeqCst)), (64, 0));
+    eventually("it counts as parked", || {
+        (connector.stats().parked, connector.stats().parked_bytes) == (1, 64)
+    });
+    assert_eq!(dropped.load(Ordering::SeqCst), 0);
     script.busy.store(false, Ordering::SeqCst);
     eventually("it is freed", || dropped.load(Ordering::SeqCst) == 1);
     eventually("it no longer counts", || connector.stats().parked == 0);
@@ -70,14 +72,14 @@ fn a_registration_that_fails_is_an_error_and_keeps_nothing() {
 
 #[test]
 fn p2_a_registration_that_takes_long_ends_by_its_deadline_and_leaves_nothing() {
-    let script = Script { register_blocks: Some(Duration::from_secs(2)), ..Script::default() };
+    let script = Script { register_blocks: Some(Duration::from_secs(6)), ..Script::default() };
     let connector = script.connector();
     let began = Instant::now();
     let error = connector.with_deadline(Duration::from_millis(50)).slab(1, 64).wait().unwrap_err();
     assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");
-    assert!(began.elapsed() < Duration::from_secs(1), "answered only after the call returned");
+    assert!(began.elapsed() < Duration::from_secs(5), "answered only after the call returned");
     eventually("it is registered, and given up", || {
-        began.elapsed() > Duration::from_secs(2) && script.registered.load(Ordering::SeqCst) == 0
+        began.elapsed() > Duration::from_secs(7) && script.registered.load(Ordering::SeqCst) == 0
     });
 }
 

@@ -450,6 +450,8 @@ impl Runner {
                             None => {}
                         }
                     }
+                    // Before the answer: whoever gets that reads them next.
+                    counters.leases.store(self.owner.leases() as u64, Ordering::Relaxed);
                     if let Some(promise) = self.open.remove(&id) {
                         promise.keep(outcome);
                     }

@@ -4,7 +4,6 @@ mod machines;
 
 use std::num::NonZero;
 use std::thread;
-use std::time::Instant;
 
 use super::*;
 use crate::blocks::{BlockError, BlockLease};
@@ -95,7 +94,7 @@ fn what_is_fetched_may_be_used_once_the_owner_said_so_and_everything_comes_back(
     drop(fetched);
     all_free([&p, &d]);
     assert_eq!((p.stats().delivered, d.stats().fetched, p.stats().leases), (1, 1, 0));
-    assert_eq!(p.stats().bytes_given, d.stats().bytes_taken);
+    until(|| p.stats().bytes_given == d.stats().bytes_taken);
 }
 
 #[test]
@@ -113,23 +112,21 @@ fn a_warm_prefix_is_left_out() {
 #[test]
 fn p1_an_owner_hears_of_a_failed_fetch_only_when_nothing_reads_its_blocks_any_more() {
     let lost = TransportError::PeerLost("as planned".to_owned());
-    let busy = Duration::from_millis(600);
+    let busy = Duration::from_secs(3600);
     let plan = Plan::new().stall(1, Hold::Times(2)).fail(Call::Poll, 3, lost).busy(1, Hold::For(busy));
-    let (transport, _control) = plan.over_local();
+    let (transport, control) = plan.over_local();
     let faulty = Connector::builder().transport(transport).build().unwrap();
     let (p, d) = (engine(LONG), engine_over(&faulty, LONG));
     meet(&p, &d);
     let offer = p.offer("r", filled(&p, 3), 12, None).wait().unwrap();
     let tracked = d.track(sent(offer.ticket())).unwrap();
     let failed = tracked.fetch(d.pool().blocks().take(3).unwrap()).wait().unwrap_err();
-    let began = Instant::now();
     assert!(matches!(failed.error, KvError::Transfer(_)), "{failed}");
     assert!(failed.lease.is_none(), "its blocks are quarantined");
-    // However late this thread looks: if the blocks here are not back, the owner has not been told.
-    while d.pool().free() < BLOCKS {
-        assert_eq!(p.stats().aborted, 0, "told {:?} after the failure", began.elapsed());
-        thread::sleep(Duration::from_millis(2));
-    }
+    // Long enough for an owner to hear of it.
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!((p.stats().aborted, p.stats().leases, d.pool().free()), (0, 1, BLOCKS - 3));
+    control.heal();
     assert_eq!(offer.ended().wait().unwrap(), Outcome::Aborted);
     all_free([&p, &d]);
 }
@@ -181,11 +178,11 @@ fn an_owner_gives_blocks_up_when_nobody_comes_and_says_late_to_who_comes_then() 
 
 #[test]
 fn heartbeats_hold_a_lease_for_as_long_as_somebody_is_at_it() {
-    let (p, d) = pair(Duration::from_millis(120));
+    let (p, d) = pair(Duration::from_secs(1));
     let offer = p.offer("r", filled(&p, 5), 18, None).wait().unwrap();
     let tracked = d.track(sent(offer.ticket())).unwrap();
     // Queued for several leases.
-    thread::sleep(Duration::from_millis(600));
+    thread::sleep(Duration::from_millis(2500));
     let fetched = tracked.fetch(d.pool().blocks().take(5).unwrap()).wait().unwrap();
     check(&fetched.lease, 0);
     assert_eq!(offer.ended().wait().unwrap(), Outcome::Delivered);
