@@ -317,7 +317,9 @@ impl Runner {
                     taking.busy = busy;
                 }
             }
-            Input::Done(id) => self.taken(now, taker::Event::Done(id)),
+            // Not of one that was overdue meanwhile: its taker has been told so.
+            Input::Done(id) if self.tracked.contains_key(&id) => self.taken(now, taker::Event::Done(id)),
+            Input::Done(_) => {}
             Input::Abort(id, watched) => self.aborting.push((id, watched)),
             Input::Unexpect { id, pusher, operations, ended } => {
                 let says = self.pushes.unexpect(now, id, pusher.clone(), operations, ended);

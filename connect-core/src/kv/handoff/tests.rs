@@ -15,13 +15,13 @@ const LAYERS: u32 = 2;
 const BLOCKS: u32 = 32;
 
 fn engine(lease: Duration) -> HandOff {
-    engine_over(&Connector::local().unwrap(), lease)
+    engine_over(&Connector::local().unwrap(), lease, Duration::from_secs(10))
 }
 
-fn engine_over(connector: &Connector, lease: Duration) -> HandOff {
+fn engine_over(connector: &Connector, lease: Duration, deadline: Duration) -> HandOff {
     let layout = KvLayout::new(LAYERS, BLOCKS, 4, 2, 8, DType::F32);
     let pool = KvPool::new(connector, KvIdentity::new("m", "w"), layout).wait().unwrap();
-    HandOff::start(pool, HandOffConfig::default().lease(lease).deadline(Duration::from_secs(10))).unwrap()
+    HandOff::start(pool, HandOffConfig::default().lease(lease).deadline(deadline)).unwrap()
 }
 
 fn meet(a: &HandOff, b: &HandOff) {
@@ -107,28 +107,43 @@ fn a_warm_prefix_is_left_out() {
     assert_eq!(offer.ended().wait().unwrap(), Outcome::Delivered);
 }
 
-/// A transfer that lost its peer may still move bytes: until it does not, the owner must not hear that its blocks are
-/// left alone.
+/// While blocks may still be read, the owner must not hear that they are left alone: neither when the read failed, nor
+/// when all of the hand-off is overdue.
 #[test]
-fn p1_an_owner_hears_of_a_failed_fetch_only_when_nothing_reads_its_blocks_any_more() {
+fn p1_an_owner_hears_that_a_fetch_was_given_up_only_when_nothing_reads_its_blocks_any_more() {
+    let hour = Duration::from_secs(3600);
     let lost = TransportError::PeerLost("as planned".to_owned());
-    let busy = Duration::from_secs(3600);
-    let plan = Plan::new().stall(1, Hold::Times(2)).fail(Call::Poll, 3, lost).busy(1, Hold::For(busy));
-    let (transport, control) = plan.over_local();
-    let faulty = Connector::builder().transport(transport).build().unwrap();
-    let (p, d) = (engine(LONG), engine_over(&faulty, LONG));
-    meet(&p, &d);
-    let offer = p.offer("r", filled(&p, 3), 12, None).wait().unwrap();
-    let tracked = d.track(sent(offer.ticket())).unwrap();
-    let failed = tracked.fetch(d.pool().blocks().take(3).unwrap()).wait().unwrap_err();
-    assert!(matches!(failed.error, KvError::Transfer(_)), "{failed}");
-    assert!(failed.lease.is_none(), "its blocks are quarantined");
-    // Long enough for an owner to hear of it.
-    thread::sleep(Duration::from_millis(200));
-    assert_eq!((p.stats().aborted, p.stats().leases, d.pool().free()), (0, 1, BLOCKS - 3));
-    control.heal();
-    assert_eq!(offer.ended().wait().unwrap(), Outcome::Aborted);
-    all_free([&p, &d]);
+    let failing = Plan::new().stall(1, Hold::Times(2)).fail(Call::Poll, 3, lost).busy(1, Hold::For(hour));
+    for (plan, fails) in [(failing, true), (Plan::new().stall(1, Hold::For(hour)), false)] {
+        let (transport, control) = plan.over_local();
+        let faulty = Connector::builder().transport(transport).build().unwrap();
+        let limit = Duration::from_millis(if fails { 10_000 } else { 300 });
+        let (p, d) = (engine(LONG), engine_over(&faulty, LONG, limit));
+        meet(&p, &d);
+        let offer = p.offer("r", filled(&p, 3), 12, None).wait().unwrap();
+        let tracked = d.track(sent(offer.ticket())).unwrap();
+        let fetching = tracked.fetch(d.pool().blocks().take(3).unwrap());
+        let check = |failed: &KvFailed, fits: bool| assert!(fits, "{failed}");
+        let fetching = if fails {
+            let failed = fetching.wait().unwrap_err();
+            check(&failed, matches!(failed.error, KvError::Transfer(_)));
+            assert!(failed.lease.is_none(), "its blocks are quarantined");
+            None
+        } else {
+            Some(fetching)
+        };
+        // Long enough for the deadline to pass, and for an owner to hear of it.
+        thread::sleep(Duration::from_millis(700));
+        assert_eq!((p.stats().aborted, d.pool().free()), (0, BLOCKS - 3));
+        control.heal();
+        if let Some(failed) = fetching.map(|fetching| fetching.wait().unwrap_err()) {
+            check(&failed, matches!(failed.error, KvError::DeadlineExceeded { .. }));
+        }
+        let outcome = offer.ended().wait().unwrap();
+        // The transport may have told the owner of the failure first, when it was quiet.
+        assert!(outcome == Outcome::Aborted || (fails && outcome == Outcome::Failed), "{outcome:?}");
+        all_free([&p, &d]);
+    }
 }
 
 #[test]
