@@ -142,3 +142,28 @@ fn the_caches_of_candle_nn_are_emptied_and_filled() {
     again.append(&random(1, 8).unsqueeze(0).unwrap(), &random(1, 6).unsqueeze(0).unwrap()).unwrap();
     assert_eq!(again.current_seq_len(), 11);
 }
+
+#[test]
+fn a_lease_of_another_layout_is_refused_and_nothing_panics() {
+    let connector = Connector::local().unwrap();
+    let own = KvLayout::new(2, 8, 16, 2, 4, connect_core::DType::F32);
+    let pool = KvPool::new(&connector, KvIdentity::new("m", "w"), own).wait().unwrap();
+    let mut lease = pool.allocate(40).unwrap();
+    let other = |heads: u32, dim: u32, tokens: u32, layers: u32| {
+        KvLayout::new(layers, 8, tokens, heads, dim, connect_core::DType::F32)
+    };
+    for layout in
+        [other(4, 4, 16, 2), other(2, 8, 16, 2), other(2, 4, 8, 2), other(2, 4, 0, 2), other(2, 4, 16, 9)]
+    {
+        for layout in [layout, layout.with_order(BlockOrder::LayerMajorHnd)] {
+            let shape = (layout.kv_heads as usize, 40, layout.k_head_dim as usize);
+            let tensor = Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+            for layer in [layout.layers - 1, layout.layers, u32::MAX] {
+                let exported = export_layer(&mut lease, &layout, layer, &tensor, &tensor, 0..40);
+                let imported = import_layer(&lease, &layout, layer, 40);
+                assert!(matches!(exported, Err(TensorError::Kv { .. })), "{layout:?} {layer}: {exported:?}");
+                assert!(matches!(imported, Err(TensorError::Kv { .. })), "{layout:?} {layer}");
+            }
+        }
+    }
+}

@@ -30,8 +30,8 @@ use crate::view;
 /// ```
 ///
 /// # Errors
-/// [`TensorError::DType`] for another element type than the pool's, [`TensorError::Kv`] for other heads or dimensions,
-/// for tokens that are not there, or for fewer blocks than they need; [`TensorError::Device`].
+/// [`TensorError::DType`] for another element type than the pool's, [`TensorError::Kv`] for other heads or dimensions, for
+/// tokens that are not there, for fewer blocks than they need, or for a lease of another layout; [`TensorError::Device`].
 pub fn export_layer(
     lease: &mut BlockLease,
     layout: &KvLayout,
@@ -40,6 +40,7 @@ pub fn export_layer(
     v: &Tensor,
     tokens: Range<usize>,
 ) -> Result<(), TensorError> {
+    check_layer(layout, layer)?;
     let room = lease.blocks().len() * layout.block_tokens as usize;
     if tokens.len() > room {
         return Err(refused("k", k, format!("{} tokens do not fit into {room}", tokens.len())));
@@ -66,8 +67,8 @@ pub fn export_layer(
             let count = (tokens.end - first).min(layout.block_tokens as usize);
             let block = tensor.narrow(1, first, count).and_then(|some| in_order(&some, layout.order));
             let block = block.map_err(|source| candle(&info, source))?;
-            let missing =
-                || refused(name, &tensor, format!("layer {layer} is not among the parts of the lease"));
+            let missing = || refused(name, &tensor, "the pool is not in system memory".to_owned());
+            check_part(lease, at, part, layout, &info)?;
             let target = lease.part_mut(at, part).ok_or_else(missing)?;
             copy_block(&block, target, &info, layout, count)?;
         }
@@ -86,6 +87,7 @@ pub fn import_layer(
     layer: u32,
     tokens: usize,
 ) -> Result<(Tensor, Tensor), TensorError> {
+    check_layer(layout, layer)?;
     let one = |name: &str, dim: u32, part: u32| {
         let dtype = candle_dtype(layout.dtype).ok_or_else(|| {
             let reason = format!("the pool's elements are {}, which Candle lacks", layout.dtype);
@@ -99,8 +101,9 @@ pub fn import_layer(
             let count = (tokens - first).min(layout.block_tokens as usize);
             let missing = || TensorError::Kv {
                 what: info.to_string(),
-                reason: format!("block {at} of layer {layer} is not in the lease, or not in system memory"),
+                reason: "the pool is not in system memory".to_owned(),
             };
+            check_part(lease, at, part, layout, &info)?;
             let bytes = lease.part(at, part).ok_or_else(missing)?;
             let block = match layout.order {
                 BlockOrder::LayerMajorHnd => {
@@ -122,6 +125,34 @@ pub fn import_layer(
         all.map_err(|source| candle(&info, source))
     };
     Ok((one("k", layout.k_head_dim, 2 * layer)?, one("v", layout.v_head_dim, 2 * layer + 1)?))
+}
+
+fn check_layer(layout: &KvLayout, layer: u32) -> Result<(), TensorError> {
+    let refused = |reason| Err(TensorError::Kv { what: format!("layer {layer}"), reason });
+    match layout.block_layout() {
+        Err(error) => refused(error.to_string()),
+        Ok(_) if layer >= layout.layers => refused(format!("the layout has {} layers", layout.layers)),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// The part is in the lease, and as large as the layout says: the lease may be of another pool.
+fn check_part(
+    lease: &BlockLease,
+    at: usize,
+    part: u32,
+    layout: &KvLayout,
+    info: &TensorInfo,
+) -> Result<(), TensorError> {
+    let refused = |reason| Err(TensorError::Kv { what: info.to_string(), reason });
+    let wanted = layout.part_bytes()[part as usize % 2];
+    match lease.region(at, part).map(|region| region.len()) {
+        None => refused(format!("block {at} of layer {} is not in the lease", part / 2)),
+        Some(has) if has != wanted => {
+            refused(format!("the pool has {has} bytes for a layer of a block, and the layout {wanted}"))
+        }
+        Some(_) => Ok(()),
+    }
 }
 
 /// `[heads, tokens, dim]`, whatever is in front.

@@ -117,7 +117,8 @@ impl Download {
     /// Writes everything to the disk, and gives the file its name; one of that name is replaced. Blocks.
     ///
     /// # Errors
-    /// [`CheckpointError::Incomplete`], [`CheckpointError::Io`]. The file keeps its other name then.
+    /// [`CheckpointError::Incomplete`], [`CheckpointError::Io`]. The file keeps its other name then; unless the action is
+    /// "writing the name into": then it has its name, which a power cut may take from it again.
     pub fn finish(self) -> Result<PathBuf, CheckpointError> {
         if let [first, ..] = self.missing()[..] {
             return Err(CheckpointError::Incomplete { count: self.missing().len(), first: quoted(first) });
@@ -125,10 +126,11 @@ impl Download {
         let Part { path, unfinished, file, pages, .. } = &*self.part;
         let written = pages.flush().and_then(|()| file.sync_all());
         written.map_err(CheckpointError::io("writing", unfinished))?;
-        fs::rename(unfinished, path).map_err(CheckpointError::io("renaming to", path))?;
         // The name is on the disk only with the folder.
         let folder = folder(path);
-        File::open(folder).and_then(|f| f.sync_all()).map_err(CheckpointError::io("writing", folder))?;
+        let opened = File::open(folder).map_err(CheckpointError::io("opening", folder))?;
+        fs::rename(unfinished, path).map_err(CheckpointError::io("renaming to", path))?;
+        opened.sync_all().map_err(CheckpointError::io("writing the name into", folder))?;
         Ok(path.clone())
     }
 

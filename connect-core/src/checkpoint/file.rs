@@ -102,8 +102,9 @@ pub(super) fn open_regular(path: &Path, options: &mut OpenOptions, flags: OFlag)
 /// A file, locked where its file system knows locks.
 #[derive(Debug)]
 pub(super) enum Held {
-    Locked(Flock<File>),
-    /// Some network file systems have none. What the docs say of other programs then holds for all of them.
+    /// Always some, until it is dropped.
+    Locked(Option<Flock<File>>),
+    /// Some network file systems have no locks. What the docs say of other programs then holds for all of them.
     Unlocked(File),
 }
 
@@ -111,7 +112,7 @@ impl Held {
     /// Takes an advisory lock, or says that somebody has it.
     pub(super) fn lock(file: File, how: FlockArg, path: &Path) -> Result<Self, CheckpointError> {
         match Flock::lock(file, how) {
-            Ok(locked) => Ok(Self::Locked(locked)),
+            Ok(locked) => Ok(Self::Locked(Some(locked))),
             Err((_, Errno::EWOULDBLOCK)) => Err(CheckpointError::Locked { path: path.to_owned() }),
             Err((file, Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::ENOLCK)) => {
                 tracing::warn!(path = %path.display(), "its file system has no locks; nothing keeps others off it");
@@ -122,12 +123,24 @@ impl Held {
     }
 }
 
+impl Drop for Held {
+    /// `Flock` panics when a file system refuses to unlock, and a driver thread may be the one that drops this.
+    fn drop(&mut self) {
+        if let Self::Locked(locked) = self
+            && let Some(Err((locked, error))) = locked.take().map(Flock::unlock)
+        {
+            tracing::warn!(%error, "a file can't be unlocked; it stays open");
+            std::mem::forget(locked);
+        }
+    }
+}
+
 impl Deref for Held {
     type Target = File;
 
     fn deref(&self) -> &File {
         match self {
-            Self::Locked(file) => file,
+            Self::Locked(file) => file.as_ref().expect("it is dropped once"),
             Self::Unlocked(file) => file,
         }
     }
@@ -158,7 +171,8 @@ impl Read for Bytes<'_> {
     }
 }
 
-/// Makes a file that long, with its blocks: a full disk is an error now, and not a signal when the first byte arrives.
+/// Makes a file that long, with its blocks: a full disk is an error now, and not a signal when the first byte arrives, where
+/// the file system writes in place.
 pub(super) fn reserve(file: &File, len: u64) -> io::Result<()> {
     let signed = i64::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
     // Asked first: a file system that runs out of blocks on the way keeps those that it gave.
@@ -166,7 +180,13 @@ pub(super) fn reserve(file: &File, len: u64) -> io::Result<()> {
     if len.saturating_sub(has) > disk.blocks_available().saturating_mul(disk.fragment_size()) {
         return Err(io::ErrorKind::StorageFull.into());
     }
-    Ok(posix_fallocate(file, 0, signed)?)
+    loop {
+        match posix_fallocate(file, 0, signed) {
+            // A signal that somebody handles, such as a profiler's.
+            Err(Errno::EINTR) => {}
+            done => return Ok(done?),
+        }
+    }
 }
 
 /// What `st_blocks` counts.

@@ -1,12 +1,15 @@
 //! [`Manifest`]: what a checkpoint holds, told to a peer.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::CheckpointError;
 use crate::DType;
-use crate::wire::{Digest, MAX_TENSORS, MetadataError, TensorEnvelope, TensorSpec, parse, quoted};
+use crate::wire::json::{self, List, Object};
+use crate::wire::{Digest, MAX_DIMS, MAX_TENSORS, MetadataError, TensorEnvelope, TensorSpec, parse, quoted};
 
 /// Longest manifest that is read: the longest header, and a digest for each tensor.
 pub const MAX_MANIFEST_BYTES: usize = 2 * super::MAX_HEADER_BYTES;
@@ -96,33 +99,43 @@ impl Manifest {
     /// [`CheckpointError::Manifest`] for anything but a consistent manifest of at most [`MAX_MANIFEST_BYTES`].
     pub fn from_json(document: &str) -> Result<Self, CheckpointError> {
         let refused = |reason: String| CheckpointError::Manifest { reason: quoted(&reason) };
-        let raw: RawManifest =
-            parse(document.as_bytes(), MAX_MANIFEST_BYTES).map_err(|e| refused(e.to_string()))?;
-        if raw.version != VERSION {
-            return Err(refused(format!("it has version {}, and only {VERSION} is known", raw.version)));
+        let said = |error: MetadataError| refused(error.to_string());
+        // The version first, by itself: another one may have any other fields.
+        let Object(probe) =
+            parse::<Object<VersionProbe>>(document.as_bytes(), MAX_MANIFEST_BYTES).map_err(said)?;
+        if probe.version != VERSION {
+            return Err(refused(format!("it has version {}, and only {VERSION} is known", probe.version)));
         }
-        let tensor = |raw: RawTensor| {
+        let Object(raw) =
+            parse::<Object<RawManifest>>(document.as_bytes(), MAX_MANIFEST_BYTES).map_err(said)?;
+        if raw.tensors.count > MAX_TENSORS {
+            return Err(refused(format!("it has {} tensors, more than {MAX_TENSORS}", raw.tensors.count)));
+        }
+        let tensor = |Object(raw): Object<RawTensor>| {
             let dtype = raw.dtype.parse().map_err(|error| refused(format!("{error}")))?;
-            let mut tensor = ManifestTensor::new(raw.name, dtype, raw.shape)
-                .map_err(|error| refused(error.to_string()))?;
+            if raw.shape.count > MAX_DIMS {
+                return Err(refused(format!("{:?} has {} dimensions", quoted(&raw.name), raw.shape.count)));
+            }
+            let mut tensor = ManifestTensor::new(raw.name, dtype, raw.shape.items).map_err(said)?;
             let digest = raw.digest.map(|text| text.parse::<Digest>()).transpose();
             tensor.digest = digest.map_err(|error| refused(error.to_string()))?;
             Ok(tensor)
         };
-        Self::new(raw.tensors.into_iter().map(tensor).collect::<Result<_, CheckpointError>>()?, raw.metadata)
+        let tensors = raw.tensors.items.into_iter().map(tensor).collect::<Result<_, CheckpointError>>()?;
+        Self::new(tensors, raw.metadata)
     }
 
     /// Writes the manifest.
     pub fn to_json(&self) -> String {
-        let tensor = |tensor: &ManifestTensor| RawTensor {
+        let tensor = |tensor: &ManifestTensor| WrittenTensor {
             name: tensor.name.clone(),
             dtype: tensor.dtype.name().to_owned(),
             shape: tensor.shape.clone(),
             digest: tensor.digest.map(|digest| digest.to_string()),
         };
         let tensors = self.tensors.iter().map(tensor).collect();
-        let raw = RawManifest { version: VERSION, metadata: self.metadata.clone(), tensors };
-        serde_json::to_string(&raw).expect("a manifest has string keys only")
+        let written = Written { version: VERSION, metadata: self.metadata.clone(), tensors };
+        serde_json::to_string(&written).expect("a manifest has string keys only")
     }
 
     /// The tensors.
@@ -141,21 +154,81 @@ impl Manifest {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawManifest {
+#[derive(Serialize)]
+struct Written {
     version: u64,
-    #[serde(default)]
     metadata: BTreeMap<String, String>,
-    tensors: Vec<RawTensor>,
+    tensors: Vec<WrittenTensor>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
+struct WrittenTensor {
+    name: String,
+    dtype: String,
+    shape: Vec<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct VersionProbe {
+    #[serde(deserialize_with = "version")]
+    version: u64,
+}
+
+/// A manifest as it was read, before its values were looked at.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawManifest {
+    #[serde(rename = "version", deserialize_with = "version")]
+    _version: u64,
+    #[serde(default, deserialize_with = "texts")]
+    metadata: BTreeMap<String, String>,
+    #[serde(deserialize_with = "tensors")]
+    tensors: List<Object<RawTensor>>,
+}
+
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawTensor {
     name: String,
     dtype: String,
-    shape: Vec<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "shape")]
+    shape: List<u64>,
+    #[serde(default)]
     digest: Option<String>,
+}
+
+fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    json::unsigned(deserializer, "version")
+}
+
+fn tensors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<List<Object<RawTensor>>, D::Error> {
+    json::list(deserializer, "tensors", MAX_TENSORS)
+}
+
+fn shape<'de, D: Deserializer<'de>>(deserializer: D) -> Result<List<u64>, D::Error> {
+    json::list(deserializer, "shape", MAX_DIMS)
+}
+
+/// Texts by name, each name once.
+fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    struct Texts;
+    impl<'de> Visitor<'de> for Texts {
+        type Value = BTreeMap<String, String>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("`metadata` to be an object of strings")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut texts = BTreeMap::new();
+            while let Some((name, text)) = map.next_entry::<String, String>()? {
+                let quoted = quoted(&name);
+                if texts.insert(name, text).is_some() {
+                    return Err(A::Error::custom(format_args!("duplicate field `{quoted}` in `metadata`")));
+                }
+            }
+            Ok(texts)
+        }
+    }
+    deserializer.deserialize_map(Texts)
 }

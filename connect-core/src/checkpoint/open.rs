@@ -52,7 +52,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`CheckpointError::Io`], [`CheckpointError::Header`], [`CheckpointError::Index`],
-    /// [`CheckpointError::Locked`] while another program writes to a file and says so.
+    /// [`CheckpointError::Locked`] while another program writes to a file and says so, [`CheckpointError::Changed`] when
+    /// one wrote to it meanwhile; [`CheckpointError::Manifest`] for more tensors than a manifest takes (65,536).
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         Self::open_with(path.as_ref(), Pages::map, "mapping")
     }
@@ -74,6 +75,8 @@ impl Checkpoint {
         let open = |file: &Path| {
             let (source, header) = Source::open(file)?;
             let pages = pages(source.file(), source.len()).map_err(CheckpointError::io(action, file))?;
+            // A copy of half of a change would be served as if it were whole.
+            source.check_unchanged()?;
             Ok::<_, CheckpointError>((Opened { source, pages }, header))
         };
         if found.extension().is_some_and(|extension| extension == "json") {
@@ -148,7 +151,7 @@ impl Checkpoint {
     /// What a peer needs to know to receive it into a file.
     ///
     /// # Errors
-    /// [`CheckpointError::Manifest`]: several files have a tensor of one name.
+    /// None: [`open`](Self::open) has asked the same.
     pub fn manifest(&self) -> Result<Manifest, CheckpointError> {
         Manifest::new(self.tensors().cloned().collect(), self.metadata.clone())
     }

@@ -1,11 +1,12 @@
 //! A folder as a side channel: a file for each document.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::fcntl::OFlag;
 use uuid::Uuid;
 
 use super::channel::{ChannelError, SideChannel};
@@ -18,6 +19,15 @@ pub(super) struct Folder(PathBuf);
 impl Folder {
     pub(super) fn new(path: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        // It may have been there. Who else can write to it could put documents into it, which would be believed.
+        let found = fs::metadata(path)?;
+        if found.uid() != nix::unistd::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+            let path = path.display();
+            let reason = format!(
+                "{path} is another user's, or others can write to it; remedy: chmod 700, or a folder of your own"
+            );
+            return Err(io::Error::new(ErrorKind::PermissionDenied, reason));
+        }
         Ok(Self(path.to_owned()))
     }
 
@@ -27,7 +37,11 @@ impl Folder {
 
     fn read_and_remove(path: &Path) -> Result<String, ChannelError> {
         let mut document = String::new();
-        let read = File::open(path)?.take(MAX_ENVELOPE_BYTES as u64 + 1).read_to_string(&mut document);
+        // What is no file is not waited for.
+        let flags = (OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW).bits();
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        let read =
+            opened.and_then(|file| file.take(MAX_ENVELOPE_BYTES as u64 + 1).read_to_string(&mut document));
         fs::remove_file(path)?;
         read?;
         Ok(document)

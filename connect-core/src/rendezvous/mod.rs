@@ -83,16 +83,19 @@ impl Rendezvous {
         Self::new(channel::InMemory::default())
     }
 
-    /// Between processes that can use one folder, which is made if it is not there. It and its files are for this user
-    /// only.
+    /// Between processes that can use one folder, which is made if it is not there. Its files are for this user only,
+    /// and so is the right to put some there.
     ///
     /// # Errors
-    /// The folder can't be made.
+    /// The folder can't be made, or is another user's, or others can write to it.
     pub fn folder(path: impl AsRef<Path>) -> std::io::Result<Self> {
         Ok(Self::new(Folder::new(path.as_ref())?))
     }
 
-    /// Puts offers under a key, as many as there may be receivers. What is there already stays, and is taken first.
+    /// Puts offers under a key, as many as there may be receivers. What is there already stays, and is taken first: also
+    /// what a sender left that is gone. Whoever takes that gets the error of an offer that is gone, and calls again.
+    ///
+    /// A channel that does not return keeps the call waiting: set time-outs on its connections.
     ///
     /// `E` is an adapter's error; the offers are what its `send_tensors` returns.
     ///
@@ -120,8 +123,9 @@ impl Rendezvous {
                 Err(error) => return Task::ready(Err(error)),
             };
             let documents: Vec<String> = offers.iter().map(|offer| offer.envelope().to_json()).collect();
-            let put = OnThread::start(key.clone(), move |_| {
-                let mut documents = documents.iter();
+            let put = OnThread::start(key.clone(), move |caller| {
+                // Nobody is left who would keep the offers: their documents would lead nowhere.
+                let mut documents = documents.iter().take_while(|_| !caller.is_gone());
                 let put = documents.try_for_each(|document| channel.put(&key, document));
                 put.map_err(|source| RendezvousError::channel(&key, source))
             });
@@ -133,7 +137,7 @@ impl Rendezvous {
     ///
     /// Waiting for the document and receiving share one deadline, that of the connector. A channel that does not
     /// return keeps the call waiting beyond it: set time-outs on its connections. Who drops the call leaves the document
-    /// to others, unless it was taken just then: that offer ends with its deadline.
+    /// to others, unless it had been taken: that offer ends with its deadline.
     ///
     /// # Errors
     /// [`RendezvousError::NotThere`], [`RendezvousError::Key`], [`RendezvousError::Channel`],

@@ -178,3 +178,19 @@ fn a_task_wakes_whoever_awaits_it() {
     thread.join().unwrap();
     drop(put);
 }
+
+#[test]
+fn a_folder_that_others_can_write_to_is_refused_and_what_is_no_file_is_not_waited_for() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let error = Rendezvous::folder(folder.path()).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    Rendezvous::folder(folder.path()).unwrap();
+    let name = format!("{}-0", blake3::hash(b"key").to_hex());
+    nix::unistd::mkfifo(&folder.path().join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let channel = super::folder::Folder::new(folder.path()).unwrap();
+    assert_eq!(channel.take("key").unwrap(), Some(String::new()), "nobody has written to the pipe");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}

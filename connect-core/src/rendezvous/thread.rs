@@ -51,7 +51,11 @@ impl<T: Send + 'static> OnThread<Answer<T>> {
         let run = move || {
             let answer =
                 catch_unwind(AssertUnwindSafe(|| call(&Caller(&|pause| ours.caller_is_gone(pause)))));
-            ours.finish(answer.unwrap_or_else(|_| Err(RendezvousError::channel(&key, "it panicked".into()))));
+            ours.finish(answer.unwrap_or_else(|panic| {
+                let said = panic.downcast_ref::<&str>().map(|said| said.to_string());
+                let said = said.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+                Err(RendezvousError::channel(&key, format!("it panicked: {said}").into()))
+            }));
         };
         if let Err(error) = thread::Builder::new().name("connect-rendezvous".to_owned()).spawn(run) {
             shared.finish(Err(RendezvousError::channel(&quoted, error.into())));
