@@ -73,7 +73,7 @@ impl Goal {
 /// All goals that the measured cells say something about.
 pub fn all(cells: &[Cell]) -> Vec<Goal> {
     let judge = Judge { cells, goals: Vec::new() };
-    judge.latency().throughput().flatness().idleness().rate().requests().others().goals
+    judge.latency().throughput().flatness().idleness().rate().requests().kv().others().goals
 }
 
 /// Sizes in bytes, as the sweep has them.
@@ -204,6 +204,20 @@ impl Judge<'_> {
         self
     }
 
+    /// A KV cache in blocks against the same bytes as one transfer, over the same transport.
+    fn kv(mut self) -> Self {
+        for engine in [LocalBlocks, NixlBlocks, NixlTcpBlocks] {
+            let at = |pieces| ("kv", pieces, engine);
+            let what = format!("GB/s of 134 MB of KV, block-major to flat, {}", engine.label());
+            self.ratio(what, Limit::AtLeast(0.9), Metric::Bandwidth, at(64), at(1));
+            for (pieces, layout) in [(4096, "layer-major"), (32_768, "head by head")] {
+                let what = format!("GB/s of 134 MB of KV, {layout} to flat, {}", engine.label());
+                self.ratio(what, Limit::None, Metric::Bandwidth, at(pieces), at(1));
+            }
+        }
+        self
+    }
+
     /// What has no goal of its own, and is there to be seen.
     fn others(mut self) -> Self {
         let at = |engine| ("requests", 4096, engine);
@@ -318,8 +332,8 @@ mod tests {
     fn a_full_run_says_something_about_every_goal() {
         let judged = |goal: &&Goal| goal.limit != Limit::None;
         let goals = all(&cells());
-        assert_eq!(goals.iter().filter(judged).count(), 4 + 10 + 12 + 9 + 4 + 1);
-        assert_eq!(goals.len(), 40 + 13);
+        assert_eq!(goals.iter().filter(judged).count(), 4 + 10 + 12 + 9 + 4 + 1 + 3);
+        assert_eq!(goals.len(), 43 + 19);
     }
 
     #[test]

@@ -46,6 +46,7 @@ fn look(engine: Engine) -> (RGBColor, bool) {
         Engine::Pipe => (GREY, true),
         Engine::LocalBlocks => (YELLOW, false),
         Engine::NixlBlocks => (BLACK, true),
+        Engine::NixlTcpBlocks => (PURPLE, true),
         Engine::Bare => (VERMILION, false),
         Engine::BareRepost => (VERMILION, true),
         Engine::BareTcp => (ORANGE, false),

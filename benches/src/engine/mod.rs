@@ -58,6 +58,8 @@ pub enum Engine {
     LocalBlocks,
     /// The same over NIXL.
     NixlBlocks,
+    /// The same over NIXL and TCP.
+    NixlTcpBlocks,
     /// This library over its embedded transport, pushing: the active side writes what the passive one offered.
     LocalPush,
     /// The same over NIXL.
@@ -106,6 +108,7 @@ impl Engine {
             Self::NixlNoFailures => "connect, NIXL, UCX mode none",
             Self::LocalBlocks => "connect, local, blocks",
             Self::NixlBlocks => "connect, NIXL, blocks",
+            Self::NixlTcpBlocks => "connect, NIXL, TCP, blocks",
             Self::LocalPush => "connect, local, push",
             Self::NixlPush => "connect, NIXL, push",
             Self::NixlTcpPush => "connect, NIXL, TCP, push",
@@ -144,7 +147,7 @@ impl Engine {
                     && load.peers == 1
                     && load.open == 0
             }
-            Self::LocalBlocks | Self::NixlBlocks => {
+            Self::LocalBlocks | Self::NixlBlocks | Self::NixlTcpBlocks => {
                 load.peers == 1 && load.regions == 0 && load.open == 0 && load.strangers == 0
             }
             Self::LocalPush | Self::NixlPush | Self::NixlTcpPush | Self::Pipe => is_plain,
@@ -159,7 +162,9 @@ impl Engine {
     /// Which of UCX' ways this engine's two processes take. Shared memory is what UCX itself prefers on one host.
     pub fn set_transports(self, command: &mut Command) {
         match self {
-            Self::NixlTcp | Self::NixlTcpPush | Self::BareTcp => command.env("UCX_TLS", "tcp"),
+            Self::NixlTcp | Self::NixlTcpBlocks | Self::NixlTcpPush | Self::BareTcp => {
+                command.env("UCX_TLS", "tcp")
+            }
             _ => command.env_remove("UCX_TLS"),
         };
     }
@@ -177,7 +182,9 @@ impl Engine {
             Self::LocalAsync | Self::NixlAsync => Box::new(ours::Ours::start(self, Waiting::Async)?),
             Self::LocalPush | Self::NixlPush | Self::NixlTcpPush => Box::new(push::Push::start(self)?),
             Self::Pipe => Box::new(pipe::Pipe::start()?),
-            Self::LocalBlocks | Self::NixlBlocks => Box::new(blocks::Blocks::start(self)?),
+            Self::LocalBlocks | Self::NixlBlocks | Self::NixlTcpBlocks => {
+                Box::new(blocks::Blocks::start(self)?)
+            }
             #[cfg(feature = "nixl")]
             Self::Bare | Self::BareTcp | Self::BareLists | Self::BarePrepared | Self::BareRepost => {
                 Box::new(bare::Bare::start(self)?)

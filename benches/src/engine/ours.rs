@@ -29,6 +29,7 @@ pub(super) fn connector(engine: Engine) -> Result<Connector> {
         | Engine::NixlAsync
         | Engine::NixlTcp
         | Engine::NixlBlocks
+        | Engine::NixlTcpBlocks
         | Engine::NixlPush
         | Engine::NixlTcpPush => builder.nixl(NixlConfig::default()),
         #[cfg(feature = "nixl")]

@@ -43,7 +43,7 @@ pub fn serve(engine: Engine) -> Result<()> {
         Engine::Attach => attach::serve(),
         Engine::Pipe => pipe::serve(),
         Engine::LocalPush | Engine::NixlPush | Engine::NixlTcpPush => push::serve(engine),
-        Engine::LocalBlocks | Engine::NixlBlocks => blocks::serve(engine),
+        Engine::LocalBlocks | Engine::NixlBlocks | Engine::NixlTcpBlocks => blocks::serve(engine),
         #[cfg(feature = "nixl")]
         Engine::Bare | Engine::BareTcp | Engine::BareLists | Engine::BarePrepared | Engine::BareRepost => {
             super::bare::serve()

@@ -73,6 +73,7 @@ pub fn all(quick: bool) -> Vec<Sweep> {
         regions(),
         peers(),
         requests(),
+        kv(),
         rate(),
         idle(),
         minute(),
@@ -109,6 +110,7 @@ fn shorten(sweep: &mut Sweep) {
         load.lasts = Duration::from_millis(20);
         load.idle = load.idle.min(Duration::from_millis(10));
         load.peers = load.peers.min(4);
+        load.size = load.size.min(QUICK_BYTES / load.descriptors);
     }
     sweep.rounds = 1;
 }
@@ -309,6 +311,31 @@ fn requests() -> Sweep {
         fresh: false,
         columns: READS,
         plots: &[Plot::Lines(Metric::P50)],
+    }
+}
+
+/// 1,024 tokens of Llama 3.1 8B: 32 layers of 8 heads of 128 elements of 2 bytes, twice.
+const KV_BYTES: usize = 1024 * 32 * 8 * 128 * 2 * 2;
+
+fn kv() -> Sweep {
+    Sweep {
+        name: "kv",
+        title: "A KV cache of 134 MB",
+        about: "1,024 tokens of Llama 3.1 8B, in as many pieces as a layout of its pool makes, none of which adjoin: one \
+                flat buffer; 64 blocks of 16 tokens (block-major); K and V of each layer of each block (layer-major, NHD \
+                or HND); each head of those (HND, for a reader that takes some of the heads). By ticket of block numbers, \
+                and by a document that describes each piece.",
+        axis: "pieces",
+        points: along(&[1, 64, 4096, 32_768], |at, load| {
+            load.descriptors = at as usize;
+            load.size = KV_BYTES / load.descriptors;
+        }),
+        engines: vec![LocalBlocks, Local, NixlBlocks, Nixl, NixlTcpBlocks, NixlTcp, Bare, Attach],
+        rounds: 5,
+        patience: PATIENCE,
+        fresh: false,
+        columns: READS,
+        plots: &[Plot::Lines(Metric::Bandwidth), Plot::Lines(Metric::P50)],
     }
 }
 
