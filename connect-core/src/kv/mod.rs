@@ -67,6 +67,7 @@ mod error;
 mod golden;
 mod handoff;
 mod layout;
+mod observe;
 mod pool;
 mod promise;
 pub mod reshard;
@@ -78,4 +79,7 @@ pub use handoff::{
     PushPlan, PushTicket, Streaming, Tracked,
 };
 pub use layout::{BlockOrder, KvLayout};
+#[cfg(feature = "metrics")]
+pub use observe::metrics;
+pub use observe::{SpeedMeter, Speeds, TransferSummary};
 pub use pool::KvPool;

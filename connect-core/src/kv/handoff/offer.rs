@@ -112,9 +112,13 @@ impl HandOff {
             lease_ms: u64::try_from(self.shared.config.lease.as_millis()).unwrap_or(u64::MAX).max(1),
             chunks: Vec::new(),
         };
-        let ended =
-            Task::after(answer, |outcome: Option<Outcome>| Task::ready(outcome.ok_or(KvError::ShutDown)));
-        Streaming { ticket, ended, handoff: self.clone() }
+        let span = tracing::info_span!("kv.offer", request = ticket.request, blocks, tokens);
+        let until_ended = span.clone();
+        let ended = Task::after(answer, move |outcome: Option<Outcome>| {
+            until_ended.in_scope(|| tracing::debug!(?outcome, "ended"));
+            Task::ready(outcome.ok_or(KvError::ShutDown))
+        });
+        Streaming { ticket, ended, handoff: self.clone(), span }
     }
 }
 
@@ -144,6 +148,7 @@ pub struct Streaming {
     ticket: KvTicket,
     ended: Ended,
     handoff: HandOff,
+    span: tracing::Span,
 }
 
 impl Streaming {
@@ -187,7 +192,7 @@ impl Streaming {
         let watched = Arc::downgrade(&guard);
         // Its lease says how long it is open.
         let pool = self.handoff.shared.pool.blocks().with_deadline(Deadline::never());
-        let offered = pool.offer_guarded(blocks, guard);
+        let offered = self.span.in_scope(|| pool.offer_guarded(blocks, guard));
         Task::after(offered, move |offered: Result<BlockOffer<ReadableOperation>, _>| {
             Task::ready(match offered {
                 Ok(BlockOffer { operation, ticket }) => {
