@@ -6,6 +6,7 @@
 mod decode;
 mod engine;
 mod http;
+mod metrics;
 mod model;
 mod oneshot;
 mod prefill;

@@ -13,17 +13,21 @@ use connect_core::kv::{Ended, PoolCard, PushTicket, Streaming};
 
 use crate::engine::{CHUNK_TOKENS, Engine, Setup};
 use crate::http::{self, Refused};
+use crate::metrics::Exporter;
 use crate::wire::{Drill, Meet, Mode, Prefill, Prefilled, Status};
 
 /// Runs it until it is killed.
 pub(crate) async fn run(setup: &Setup) -> Result<()> {
+    let exporter = Exporter::install()?;
     let engine = Engine::start("prefill", setup)?;
+    let watched = Arc::clone(&engine);
     let router = Router::new()
         .route("/health", get(|| async { "ok" }))
         .route("/status", get(status))
         .route("/meet", post(meet))
         .route("/prefill", post(prefill))
-        .with_state(engine);
+        .with_state(engine)
+        .merge(exporter.route(move || watched.handoff.publish_metrics()));
     http::serve(router).await
 }
 
