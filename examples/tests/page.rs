@@ -251,7 +251,7 @@ async fn a_broken_page_and_blocks_that_do_not_add_up_are_noticed() {
             live.replacen("\"leased\":0", "\"leased\":1", 1),
             Some("are not those of the pool"),
         ),
-        (page.to_owned(), live.replace("\"per_transfer\":", "\"other\":"), Some("speed per transfer")),
+        (page.to_owned(), live.replace("\"transfers\":", "\"other\":"), Some("speed per transfer")),
     ];
     for (page, live, missing) in looks {
         let url = served(page, live);
