@@ -53,7 +53,7 @@
 //! | [`Slab`], [`Slot`] | memory that is registered once and used piece by piece: [`pool`] |
 //! | [`Registered`] | memory of one's own that stays registered |
 //! | [`blocks`] | pools whose pieces peers name by number: a card once, and then tickets |
-//! | [`kv`] | KV caches of inference engines in such pools, and their hand-off between processes |
+//! | [`kv`] | KV caches of inference engines in such pools, and their hand-off between processes; measured by the feature `metrics` |
 //! | `checkpoint` | safetensors files served from disk, and received into a new file; by the feature `safetensors` |
 //! | [`Rendezvous`] | envelopes put under keys of any side channel, and taken there: [`rendezvous`] |
 //! | [`FanOut`] | one memory for several readers, each with a document and an answer of its own |

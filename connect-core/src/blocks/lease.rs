@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::counts::{Use, User};
 use super::layout::Placed;
 use super::pool::Shared;
 use crate::accelerator::Accelerators;
@@ -14,6 +15,8 @@ use crate::{Region, SourceMemory, TargetMemory};
 /// It is source and target memory of every operation. Blocks and parts can be [split](Self::split_parts) off to be moved
 /// one after another; each block is back when all its pieces are.
 pub struct BlockLease {
+    /// Dropped first: what an operation has is never free.
+    used: Option<Arc<Use>>,
     held: Held,
     /// What the next operation moves, if that is cut differently than [`Placed::pieces`] would.
     pub(super) laid: Option<Vec<Region>>,
@@ -71,6 +74,11 @@ impl Held {
         self.taken.shared.accelerators.clone()
     }
 
+    /// An operation is about to have them.
+    fn begin_use(&self) -> Arc<Use> {
+        self.taken.shared.uses.begin(self.blocks())
+    }
+
     fn pieces(&self) -> Vec<Region> {
         self.placed().pieces(self.blocks(), self.parts())
     }
@@ -87,11 +95,16 @@ impl BlockLease {
     /// Of blocks that were just taken.
     pub(super) fn new(shared: Arc<Shared>, blocks: Vec<u32>) -> Self {
         let (at, parts) = (0..blocks.len(), 0..shared.placed.layout.parts().len() as u32);
-        Self { held: Held { taken: Arc::new(Taken { shared, blocks }), at, parts }, laid: None, guard: None }
+        Held { taken: Arc::new(Taken { shared, blocks }), at, parts }.into()
     }
 
     pub(super) fn held(&self) -> &Held {
         &self.held
+    }
+
+    /// An operation is about to have it: which one, is to be said.
+    pub(super) fn user(&mut self) -> User {
+        self.used.insert(self.held.begin_use()).operation()
     }
 
     /// The blocks' numbers in their pool.
@@ -154,7 +167,7 @@ impl BlockLease {
     /// share any, and that the whole is not used meanwhile; see [`Whole`].
     fn window(held: &Held, places: Range<usize>, parts: Range<u32>, guard: &Guard) -> Option<Self> {
         let held = SharedBlocks(held.clone()).select_blocks(places)?.select_parts(parts)?.0;
-        Some(Self { held, laid: None, guard: Some(Arc::clone(guard)) })
+        Some(Self { guard: Some(Arc::clone(guard)), ..held.into() })
     }
 
     /// The same blocks for any number of readers, and no writer any more.
@@ -214,7 +227,7 @@ impl Whole {
 
 impl From<Held> for BlockLease {
     fn from(held: Held) -> Self {
-        Self { held, laid: None, guard: None }
+        Self { used: None, held, laid: None, guard: None }
     }
 }
 
@@ -299,6 +312,8 @@ unsafe impl SourceMemory for SharedBlocks {
 
 /// Shared blocks, cut as the peer's are, or watched.
 pub(crate) struct LaidSource {
+    /// Dropped first: what an operation has is never free.
+    used: Arc<Use>,
     regions: Vec<Region>,
     blocks: SharedBlocks,
     /// Dropped with the last transfer of them.
@@ -309,12 +324,17 @@ pub(crate) struct LaidSource {
 impl LaidSource {
     /// As they are.
     pub(super) fn guarded(blocks: SharedBlocks, guard: Guard) -> Self {
-        Self { regions: blocks.regions(), blocks, guard: Some(guard) }
+        Self::laid(blocks.regions(), blocks, Some(guard))
     }
 
     /// In the pieces of the peer.
     pub(super) fn laid(regions: Vec<Region>, blocks: SharedBlocks, guard: Option<Guard>) -> Self {
-        Self { regions, blocks, guard }
+        Self { used: blocks.held().begin_use(), regions, blocks, guard }
+    }
+
+    /// Which operation has them, is to be said.
+    pub(super) fn user(&self) -> User {
+        self.used.operation()
     }
 }
 

@@ -50,6 +50,7 @@
 //! [`BlockPool::card`] again. A restarted process has another card, too (P4).
 
 mod card;
+mod counts;
 mod error;
 mod layout;
 mod lease;
@@ -61,6 +62,7 @@ mod tests;
 mod ticket;
 
 pub use card::{BlockCard, CardId, MAX_CARD_BYTES};
+pub use counts::BlockCounts;
 pub use error::BlockError;
 pub use layout::{BlockLayout, BlockPart, MAX_BLOCKS, MAX_PARTS, MAX_RANGES};
 pub use lease::{BlockLease, SharedBlocks};

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::counts::{BlockCounts, Uses};
 use super::layout::Placed;
 use super::lease::{Guard, LaidSource};
 use super::runs::FreeRuns;
@@ -34,6 +35,8 @@ pub(super) struct Shared {
     free: Mutex<FreeRuns>,
     /// The devices of the memory.
     pub(super) accelerators: Accelerators,
+    /// Blocks that operations have.
+    pub(super) uses: Uses,
     /// What peers are to know it by, once somebody asked.
     card: Mutex<Option<BlockCard>>,
     // Dropped before the owner: the driver has a share of that for as long as somebody may reach it.
@@ -107,6 +110,7 @@ impl Connector {
             placed,
             free,
             accelerators,
+            uses: Uses::default(),
             card: Mutex::default(),
             _registrations: registrations,
             _owner: owner,
@@ -132,6 +136,33 @@ impl BlockPool {
     /// How many blocks are free.
     pub fn free(&self) -> u32 {
         lock(&self.shared.free).free()
+    }
+
+    /// How many blocks are free, leased, in flight and quarantined, all of one moment: their sum is the number of blocks.
+    ///
+    /// A block that several have, as parts or shared, counts once: as quarantined before in flight, and as that before
+    /// leased. Blocks that are given to an operation otherwise than through this pool and
+    /// [`RemoteBlocks`](super::RemoteBlocks) count as leased. It takes time in proportion to what operations have.
+    ///
+    /// ```
+    /// use connect_core::Connector;
+    /// use connect_core::blocks::BlockLayout;
+    ///
+    /// let pool = Connector::local()?.block_pool(BlockLayout::block_major(64, &[4096])?).wait()?;
+    /// let (held, offer) = (pool.take(3)?, pool.offer_readable(pool.take(5)?).wait()?);
+    /// let counts = pool.counts();
+    /// assert_eq!((counts.free, counts.leased, counts.in_flight, counts.quarantined), (56, 3, 5, 0));
+    /// assert_eq!(counts.total(), 64);
+    /// # drop((held, offer));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn counts(&self) -> BlockCounts {
+        let runs = lock(&self.shared.free);
+        let (free, used) = (runs.free(), self.shared.uses.now());
+        // Before what operations have is let go of, which may bring blocks back.
+        drop(runs);
+        let leased = self.layout().blocks() - free - used.in_flight - used.quarantined;
+        BlockCounts { free, leased, in_flight: used.in_flight, quarantined: used.quarantined }
     }
 
     /// Takes `count` free blocks, side by side where it can be. What their last user left is in them.
@@ -190,7 +221,11 @@ impl BlockPool {
         }
         let (numbers, parts) = (blocks.blocks().to_vec(), blocks.parts());
         let shared = Arc::clone(&self.shared);
-        Task::after(self.connector.create_readable(LaidSource::guarded(blocks, guard)), move |opened| {
+        let source = LaidSource::guarded(blocks, guard);
+        let user = source.user();
+        let opened = self.connector.create_readable(source);
+        user.is(&opened);
+        Task::after(opened, move |opened| {
             Task::ready(opened.map(|operation| {
                 let ticket = shared.ticket(operation.metadata(), OperationKind::Read, numbers, parts);
                 BlockOffer { operation, ticket }
@@ -204,14 +239,17 @@ impl BlockPool {
     /// As [`Connector::create_writable`]; [`Error::Blocks`] for blocks of another pool.
     pub fn offer_writable(
         &self,
-        lease: BlockLease,
+        mut lease: BlockLease,
     ) -> Task<BlockOffer<WritableOperation<BlockLease>>, Failed<BlockLease>> {
         if let Err(error) = self.check_own(lease.held().is_of(&self.shared)) {
             return Task::ready(Err(Failed { error, memory: Recovered::Returned(lease) }));
         }
         let (numbers, parts) = (lease.blocks().to_vec(), lease.parts());
         let shared = Arc::clone(&self.shared);
-        Task::after(self.connector.create_writable(lease), move |opened| {
+        let user = lease.user();
+        let opened = self.connector.create_writable(lease);
+        user.is(&opened);
+        Task::after(opened, move |opened| {
             Task::ready(opened.map(|operation| {
                 let ticket = shared.ticket(operation.metadata(), OperationKind::Write, numbers, parts);
                 BlockOffer { operation, ticket }

@@ -67,7 +67,12 @@ impl RemoteBlocks {
             lease.laid = Some(pairs.local);
             self.metadata(ticket.kind(), &pairs.remote, ticket.notification_key())
         }) {
-            Ok(metadata) => self.connector.begin_read_owned(metadata, lease),
+            Ok(metadata) => {
+                let user = lease.user();
+                let begun = self.connector.begin_read_owned(metadata, lease);
+                user.is(&begun);
+                begun
+            }
             Err(error) => Pending::refused(Failed { error, memory: Recovered::Returned(lease) }),
         }
     }
@@ -88,10 +93,16 @@ impl RemoteBlocks {
     ) -> Pending<WriteOperation> {
         let prepared = self.pairs(ticket, blocks.held()).and_then(|pairs| {
             let metadata = self.metadata(ticket.kind(), &pairs.remote, ticket.notification_key())?;
-            Ok((metadata, LaidSource::laid(pairs.local, blocks, guard)))
+            Ok((metadata, pairs.local))
         });
         match prepared {
-            Ok((metadata, source)) => self.connector.begin_write_owned(source, metadata),
+            Ok((metadata, regions)) => {
+                let source = LaidSource::laid(regions, blocks, guard);
+                let user = source.user();
+                let begun = self.connector.begin_write_owned(source, metadata);
+                user.is(&begun);
+                begun
+            }
             Err(error) => Pending::refused(error),
         }
     }

@@ -94,7 +94,8 @@ impl Drop for Operation {
     /// nobody knows whether the memory is quiet: it is never freed (P1), and its caller is told (P2).
     fn drop(&mut self) {
         if let Some(memory) = self.memory.take() {
-            std::mem::forget(memory);
+            // Its facts stay with it, for who asks what became of it.
+            std::mem::forget((memory, Arc::clone(&self.info)));
             let outcome = Outcome { result: Err(Error::ShutDown), memory: None };
             self.info.slot.settle(OperationStatus::Errored, outcome, || {
                 stats::add(&self.info.counters.failed, 1);

@@ -5,6 +5,7 @@
 //! | [`KvLayout`] | the shape of a pool, and what a token takes |
 //! | [`KvIdentity`], [`PoolCard`] | what two pools must agree on, compared by name before an address is looked at |
 //! | [`KvPool`] | blocks, registered once; [`BlockLease`](crate::blocks::BlockLease)s go back by themselves, also from a transfer that can't be proven quiet |
+//! | [`TransferSummary`], [`SpeedMeter`] | what transfers were like: times, failures, and two speeds that are not the same. Metrics, by the feature `metrics`, are in `kv::metrics` |
 //! | [`HandOff`] | tickets, leases, heartbeats, and an answer of the owner's before anything that was read is used |
 //!
 //! # A hand-off
@@ -67,6 +68,7 @@ mod error;
 mod golden;
 mod handoff;
 mod layout;
+mod observe;
 mod pool;
 mod promise;
 pub mod reshard;
@@ -78,4 +80,7 @@ pub use handoff::{
     PushPlan, PushTicket, Streaming, Tracked,
 };
 pub use layout::{BlockOrder, KvLayout};
+#[cfg(feature = "metrics")]
+pub use observe::metrics;
+pub use observe::{SpeedMeter, Speeds, TransferSummary};
 pub use pool::KvPool;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{KvError, KvIdentity, KvLayout, PoolCard};
 use crate::Region;
 use crate::accelerator::Accelerators;
-use crate::blocks::{BlockLayout, BlockLease, BlockPool, RemoteBlocks};
+use crate::blocks::{BlockCounts, BlockLayout, BlockLease, BlockPool, RemoteBlocks};
 use crate::connector::Connector;
 use crate::task::Task;
 
@@ -107,6 +107,11 @@ impl KvPool {
     /// How many blocks are free.
     pub fn free(&self) -> u32 {
         self.blocks.free()
+    }
+
+    /// How many blocks are free, leased, in flight and quarantined; see [`BlockPool::counts`].
+    pub fn counts(&self) -> BlockCounts {
+        self.blocks.counts()
     }
 
     /// Blocks for so many tokens, side by side where it can be. What their last user left is in them.

@@ -70,7 +70,6 @@ impl<T, E> Pending<T, E> {
     }
 
     /// The operation it is about; `None` when it was refused before it had a number.
-    #[cfg(test)]
     pub(crate) fn info(&self) -> Option<Arc<OpInfo>> {
         match &self.state {
             State::Waiting { handle: Some(handle), .. } => Some(Arc::clone(&handle.info)),

@@ -49,11 +49,24 @@ pub(crate) struct Slot {
     changed: Condvar,
 }
 
+/// Who has an operation's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// The operation, which goes on.
+    Operation,
+    /// Whoever asked for it; it is in the slot until it is taken out.
+    Caller,
+    /// The driver, after the operation's end: somebody may still be at it.
+    Quarantine,
+}
+
 #[derive(Default)]
 struct Answers {
     opened: Option<Opened>,
     outcome: Option<Outcome>,
     settled: bool,
+    /// It ended, and its memory was not handed over with that.
+    kept_back: bool,
     waker: Option<Waker>,
 }
 
@@ -110,11 +123,22 @@ impl Slot {
             return false;
         }
         answers.settled = true;
+        answers.kept_back = outcome.memory.is_none();
         count();
         self.store_status(status);
         answers.outcome = Some(outcome);
         self.notify(answers);
         true
+    }
+
+    /// Who has the operation's memory, while that lives.
+    pub(crate) fn holder(&self) -> Holder {
+        let answers = self.lock();
+        match (answers.settled, answers.kept_back) {
+            (false, _) => Holder::Operation,
+            (true, false) => Holder::Caller,
+            (true, true) => Holder::Quarantine,
+        }
     }
 
     /// Whether the operation has ended.

@@ -54,6 +54,12 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step { name: "test", what: "tests of a plain build: no NIXL, Python or libtorch", needs: &[], run: test },
     Step {
+        name: "page",
+        what: "the demo's page in a headless Chromium, and its metrics",
+        needs: &[],
+        run: page,
+    },
+    Step {
         name: "setup",
         what: "everything the registries hold is there and works",
         needs: &Group::ALL,
@@ -171,6 +177,13 @@ fn doc(_: &mut Outcome) -> Result<()> {
 
 fn test(outcome: &mut Outcome) -> Result<()> {
     counted(&mut tests(&["--features", CANDLE_NN]), outcome)
+}
+
+/// Without a Chromium it says that nobody looked, unless one is required, as in CI. So its output is shown.
+fn page(outcome: &mut Outcome) -> Result<()> {
+    let selection = ["--features", CANDLE_NN, "--test", "page"];
+    process::run(cargo("clippy").arg("--locked").args(selection).args(["--", "-D", "warnings"]))?;
+    counted(tests(&selection).args(["--", "--nocapture"]), outcome)
 }
 
 fn cuda(outcome: &mut Outcome) -> Result<()> {

@@ -14,6 +14,7 @@ use crate::Report;
 use crate::blocks::{BlockError, BlockLease, RemoteBlocks, Whole};
 use crate::error::{Error, Failed};
 use crate::kv::KvError;
+use crate::kv::observe::{self, Direction};
 use crate::kv::promise::{Answer, promise};
 use crate::op::{ReadOperation, Received};
 use crate::task::Task;
@@ -117,7 +118,9 @@ impl Tracked {
         self.node.send(Input::Reading(self.ticket.id, self.busy.clone()));
         self.whole = Some(whole);
         let ready = std::mem::take(&mut self.ticket.chunks);
-        Fetch { tracked: self, cached, ready: ready.into(), reports: Vec::new(), first_token: None }.next()
+        let span = self.node.observer.transfer_span(&self.ticket.request, &self.ticket.engine, "pull");
+        Fetch { tracked: self, cached, ready: ready.into(), reports: Vec::new(), first_token: None, span }
+            .next()
     }
 
     /// Gives the hand-off up, and waits until its owner knows.
@@ -170,6 +173,7 @@ struct Fetch {
     ready: std::collections::VecDeque<Chunk>,
     reports: Vec<Report>,
     first_token: Option<u32>,
+    span: tracing::Span,
 }
 
 impl Fetch {
@@ -205,7 +209,7 @@ impl Fetch {
             let reason = "a chunk is not of the blocks of its hand-off, or was there already".to_owned();
             return self.fail(refused("chunks", reason));
         };
-        let begun = self.tracked.remote.read(&ticket, window);
+        let begun = self.span.in_scope(|| self.tracked.remote.read(&ticket, window));
         Task::after(begun, move |begun: Result<ReadOperation<BlockLease>, Failed<BlockLease>>| match begun {
             Err(failed) => self.failed(failed),
             Ok(read) => Task::after(read.wait_for_completion(), move |read| self.was_read(read, is_last)),
@@ -222,7 +226,9 @@ impl Fetch {
             Ok(Received { report, memory }) => {
                 drop(memory);
                 self.tracked.node.counters.bytes_taken.fetch_add(report.bytes, Ordering::Relaxed);
+                self.tracked.node.observer.transferred(&report, Direction::In);
                 self.reports.push(report);
+                observe::record(&self.span, &self.reports);
                 self.after_chunk(is_last)
             }
         }
@@ -278,6 +284,7 @@ impl Fetch {
 
     fn fail(mut self, error: KvError) -> Task<Fetched, KvFailed> {
         self.tracked.node.counters.lost.fetch_add(1, Ordering::Relaxed);
+        self.span.in_scope(|| self.tracked.node.observer.failed(&error));
         let lease = self.tracked.whole.take().and_then(Whole::into_lease);
         Task::ready(Err(KvFailed { error, lease }))
     }

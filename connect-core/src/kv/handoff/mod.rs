@@ -10,6 +10,7 @@ mod taker;
 #[cfg(test)]
 mod tests;
 mod ticket;
+mod watch;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::blocks::RemoteBlocks;
-use crate::kv::{KvError, KvPool, PoolCard};
+use crate::kv::{KvError, KvPool, PoolCard, TransferSummary};
 use crate::transport::TransportError;
 
 pub use fetch::{Fetched, KvFailed, Tracked};
@@ -39,11 +40,18 @@ pub struct HandOffConfig {
     pub lease: Duration,
     /// How long a taker waits for all of a hand-off, prefill included. 2 minutes unless set.
     pub deadline: Duration,
+    /// How often one line about the transfers of that time is logged, at the level INFO, if there were any. Every 10 s
+    /// unless set; `None` for never.
+    pub summary_every: Option<Duration>,
 }
 
 impl Default for HandOffConfig {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(30), deadline: Duration::from_secs(120) }
+        Self {
+            lease: Duration::from_secs(30),
+            deadline: Duration::from_secs(120),
+            summary_every: Some(Duration::from_secs(10)),
+        }
     }
 }
 
@@ -58,6 +66,12 @@ impl HandOffConfig {
     #[must_use]
     pub fn deadline(self, deadline: Duration) -> Self {
         Self { deadline, ..self }
+    }
+
+    /// With a line about transfers so often, or never.
+    #[must_use]
+    pub fn summary_every(self, every: impl Into<Option<Duration>>) -> Self {
+        Self { summary_every: every.into(), ..self }
     }
 }
 
@@ -111,7 +125,8 @@ impl HandOff {
     /// # Errors
     /// [`KvError::Incompatible`] names the field that differs; [`KvError::Malformed`].
     pub fn meet(&self, card: &PoolCard) -> Result<(), KvError> {
-        let remote = self.shared.pool.remote(card)?;
+        let observer = &self.shared.node.observer;
+        let remote = self.shared.pool.remote(card).inspect_err(|error| observer.failed(error))?;
         self.shared.node.send(Input::Meet(card.engine().to_owned(), remote.clone()));
         lock(&self.shared.peers).insert(card.engine().to_owned(), remote);
         Ok(())
@@ -120,6 +135,18 @@ impl HandOff {
     /// What became of its hand-offs so far.
     pub fn stats(&self) -> HandOffStats {
         self.shared.node.stats()
+    }
+
+    /// What its transfers have been like so far, in numbers and as one line.
+    pub fn summary(&self) -> TransferSummary {
+        self.shared.node.observer.summary()
+    }
+
+    /// Sets the gauges of [`metrics`](crate::kv::metrics) to what is so now. The hand-off's thread does so once a second.
+    #[cfg(feature = "metrics")]
+    pub fn publish_metrics(&self) {
+        let node = &self.shared.node;
+        node.observer.set_levels(node.stats().leases, self.shared.pool.counts());
     }
 
     fn remote(&self, engine: &str) -> Result<RemoteBlocks, KvError> {

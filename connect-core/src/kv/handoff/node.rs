@@ -14,11 +14,13 @@ use super::message::{Chunk, Id, Letter, Says};
 use super::owner::{self, Outcome, Owner};
 use super::push::{Pushes, Pushing};
 use super::taker::{self, Taker, Verdict};
+use super::watch::Watch;
 use super::{HandOffConfig, KvPool};
 use crate::Report;
 use crate::blocks::{BlockLease, RemoteBlocks};
 use crate::driver::{Expecting, Letters};
 use crate::error::{Error, Failed};
+use crate::kv::observe::{Direction, Failure, Observer};
 use crate::kv::promise::Promise;
 use crate::op::{Completion, Received};
 
@@ -83,6 +85,7 @@ pub(super) struct Node {
     unread: AtomicUsize,
     pub(super) pushing: Mutex<Pushing>,
     pub(super) counters: Counters,
+    pub(super) observer: Observer,
 }
 
 /// What is counted.
@@ -134,6 +137,7 @@ impl Node {
             unread: AtomicUsize::new(0),
             pushing: Mutex::default(),
             counters: Counters::default(),
+            observer: Observer::new(&pool.engine(), pool.connector().transport(), config.summary_every),
         });
         let weak = Arc::downgrade(&node);
         let take = move |from: String, body: &[u8]| {
@@ -162,6 +166,7 @@ impl Node {
             tracked: HashMap::new(),
             aborting: Vec::new(),
             expecting: None,
+            watch: Watch::default(),
         };
         let name = format!("kv-{}", pool.engine().chars().take(8).collect::<String>());
         thread::Builder::new().name(name).spawn(move || runner.run())?;
@@ -208,9 +213,9 @@ impl Node {
 }
 
 /// Wakes the thread for one operation.
-struct Poke {
-    node: Arc<Node>,
-    key: u64,
+pub(super) struct Poke {
+    pub(super) node: Arc<Node>,
+    pub(super) key: u64,
 }
 
 impl Wake for Poke {
@@ -256,6 +261,7 @@ struct Runner {
     /// Given up here, and something may still be at its memory.
     aborting: Vec<(Id, Weak<()>)>,
     expecting: Option<Expecting>,
+    watch: Watch,
 }
 
 impl Runner {
@@ -265,7 +271,7 @@ impl Runner {
             let now = Instant::now();
             for input in inputs {
                 if matches!(input, Input::End) {
-                    return;
+                    return self.leave();
                 }
                 self.take(now, input);
             }
@@ -280,7 +286,8 @@ impl Runner {
             (is_draining || !self.aborting.is_empty() || self.pushes.is_draining()).then(|| now + LOOK);
         let stops = self.running.values().filter_map(|running| running.stop_at).min();
         let deadlines = self.tracked.values().map(|taking| taking.deadline).min();
-        [self.owner.next(), self.taker.next(), self.pushes.next(), look, stops, deadlines]
+        let tells = self.node.observer.next();
+        [self.owner.next(), self.taker.next(), self.pushes.next(), look, stops, deadlines, tells]
             .into_iter()
             .flatten()
             .min()
@@ -290,7 +297,10 @@ impl Runner {
         match input {
             Input::End => {}
             Input::Mail(body) => self.read(now, &body),
-            Input::Meet(engine, remote) => drop(self.peers.insert(engine, remote)),
+            Input::Meet(engine, remote) => {
+                self.watch.greet(now, &engine, &remote);
+                self.peers.insert(engine, remote);
+            }
             Input::Open(id, ended) => {
                 self.owner.open(now, id);
                 self.open.insert(id, ended);
@@ -356,11 +366,28 @@ impl Runner {
             self.say(to, says);
         }
         self.node.counters.leases.store(self.owner.leases() as u64, Ordering::Relaxed);
+        self.tell(now);
         // A taker asks right after it has read, and waits for the answer.
         let wants = self.owner.leases() > 0 || self.taker.is_asking() || self.pushes.is_asking();
         if wants != self.expecting.is_some() {
             self.expecting = wants.then(|| self.pool.connector().mailbox().expect());
         }
+    }
+
+    // --- who watches ------------------------------------------------------------------------------------
+
+    /// Tells what there is to tell of what goes on by itself.
+    fn tell(&mut self, now: Instant) {
+        self.watch.look(&self.node, now);
+        self.node.observer.log_if_due(now);
+        #[cfg(feature = "metrics")]
+        self.node.observer.set_levels_if_due(now, || (self.owner.leases() as u64, self.pool.counts()));
+    }
+
+    /// The engine is gone, and has nothing any more.
+    fn leave(&self) {
+        #[cfg(feature = "metrics")]
+        self.node.observer.set_levels(0, crate::blocks::BlockCounts::default());
     }
 
     // --- letters ----------------------------------------------------------------------------------------
@@ -384,14 +411,14 @@ impl Runner {
         }
     }
 
-    fn say(&self, to: String, says: Says) {
+    fn say(&mut self, to: String, says: Says) {
         let Some(remote) = self.peers.get(&to) else { return };
         let letter = Letter { engine: self.engine.clone(), says };
         let (Ok(body), Ok(engine)) = (letter.to_bytes(), to.parse::<uuid::Uuid>()) else { return };
         let message = [&engine.as_bytes()[..], &body].concat();
         // What does not arrive is said again, or missed by nobody.
         if let Ok(metadata) = remote.contact() {
-            drop(self.pool.connector().notify(metadata, message));
+            self.watch.sent(self.pool.connector().notify(metadata, message));
         }
     }
 
@@ -414,7 +441,10 @@ impl Runner {
         (running.completion, running.stop_at) = (None, None);
         let id = running.id;
         match result {
-            Ok(report) => drop(self.node.counters.bytes_given.fetch_add(report.bytes, Ordering::Relaxed)),
+            Ok(report) => {
+                self.node.counters.bytes_given.fetch_add(report.bytes, Ordering::Relaxed);
+                self.node.observer.moved(report.bytes, Direction::Out);
+            }
             Err(error) => {
                 if !matches!(error, Error::Cancelled { .. }) {
                     tracing::debug!(%id, %error, "a chunk was not read");
@@ -427,7 +457,12 @@ impl Runner {
     fn own(&mut self, now: Instant, event: owner::Event) {
         for action in self.owner.on(now, event) {
             match action {
-                owner::Action::Say(to, says) => self.say(to, says),
+                owner::Action::Say(to, says) => {
+                    if matches!(says, Says::Late { .. }) {
+                        self.node.observer.late();
+                    }
+                    self.say(to, says);
+                }
                 owner::Action::Withdraw(id) => self.withdraw(now, id),
                 owner::Action::End(id, outcome) => {
                     let counters = &self.node.counters;
@@ -439,6 +474,12 @@ impl Runner {
                         Outcome::Withdrawn => &counters.withdrawn,
                     };
                     counter.fetch_add(1, Ordering::Relaxed);
+                    match outcome {
+                        Outcome::Delivered => {}
+                        Outcome::Expired => self.node.observer.expired(),
+                        Outcome::Failed => self.node.observer.failed(Failure::Transfer),
+                        Outcome::Aborted | Outcome::Withdrawn => self.node.observer.failed(Failure::Cancel),
+                    }
                     tracing::debug!(%id, ?outcome, "a hand-off ended");
                     // On the taker's word that it is done with it, there is no need to take it from it.
                     let on_word = matches!(outcome, Outcome::Delivered | Outcome::Aborted);

@@ -116,10 +116,14 @@ impl HandOff {
             lease_ms: u64::try_from(self.shared.config.lease.as_millis()).unwrap_or(u64::MAX).max(1),
             chunks: Vec::new(),
         };
-        let ended =
-            Task::after(answer, |outcome: Option<Outcome>| Task::ready(outcome.ok_or(KvError::ShutDown)));
+        let span = tracing::info_span!("kv.offer", request = ticket.request, blocks, tokens);
+        let until_ended = span.clone();
+        let ended = Task::after(answer, move |outcome: Option<Outcome>| {
+            until_ended.in_scope(|| tracing::debug!(?outcome, "ended"));
+            Task::ready(outcome.ok_or(KvError::ShutDown))
+        });
         let unfinished = Unfinished { id, node: Some(Arc::clone(&self.shared.node)) };
-        Streaming { ticket, ended, unfinished, handoff: self.clone() }
+        Streaming { ticket, ended, unfinished, handoff: self.clone(), span }
     }
 }
 
@@ -170,6 +174,7 @@ pub struct Streaming {
     ended: Ended,
     unfinished: Unfinished,
     handoff: HandOff,
+    span: tracing::Span,
 }
 
 impl Streaming {
@@ -218,7 +223,7 @@ impl Streaming {
         let watched = Arc::downgrade(&guard);
         // Its lease says how long it is open.
         let pool = self.handoff.shared.pool.blocks().with_deadline(Deadline::never());
-        let offered = pool.offer_guarded(blocks, guard);
+        let offered = self.span.in_scope(|| pool.offer_guarded(blocks, guard));
         Task::after(offered, move |offered: Result<BlockOffer<ReadableOperation>, _>| {
             Task::ready(match offered {
                 Ok(BlockOffer { operation, ticket }) => {

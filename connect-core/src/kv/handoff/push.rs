@@ -19,6 +19,7 @@ use super::{Fetched, HandOff, KvFailed, PushTicket, lock};
 use crate::Report;
 use crate::blocks::{BlockLease, Guard, SharedBlocks, Whole};
 use crate::error::{Error, Failed, Recovered};
+use crate::kv::observe::{self, Direction, Failure};
 use crate::kv::promise::promise;
 use crate::kv::{KvError, KvLayout};
 use crate::op::{All, Completion, Received, WritableOperation};
@@ -69,6 +70,7 @@ pub struct Expected {
     handoff: HandOff,
     /// The engine that pushes.
     pusher: String,
+    span: tracing::Span,
 }
 
 struct Waiting {
@@ -98,7 +100,8 @@ impl HandOff {
         let windows = plan.windows(blocks, self.shared.pool.layout());
         let starts: Vec<u32> = windows.iter().map(|(places, _)| places.start as u32).collect();
         let leases = windows.into_iter().filter_map(|(places, parts)| whole.window(places, parts));
-        let offers = All::new(leases.map(|window| pool.offer_writable(window)).collect());
+        let span = self.shared.node.observer.transfer_span(request, pusher, "push");
+        let offers = span.in_scope(|| All::new(leases.map(|window| pool.offer_writable(window)).collect()));
         let (handoff, pusher, request) = (self.clone(), pusher.to_owned(), shortened(request));
         Task::after(offers, move |offers: Vec<Result<_, Failed<BlockLease>>>| {
             let offers: Result<Vec<_>, _> = offers.into_iter().collect();
@@ -116,7 +119,13 @@ impl HandOff {
                         PushTicket { id: Uuid::new_v4(), engine, request, blocks: blocks as u32, chunks };
                     let operations =
                         operations.into_iter().map(WritableOperation::wait_for_completion).collect();
-                    Ok(Expected { ticket, waiting: Some(Waiting { whole, operations }), handoff, pusher })
+                    Ok(Expected {
+                        ticket,
+                        waiting: Some(Waiting { whole, operations }),
+                        handoff,
+                        pusher,
+                        span,
+                    })
                 }
             })
         })
@@ -145,17 +154,28 @@ impl HandOff {
             return Task::ready(Err(refused("parts", "the blocks given here do not have them".to_owned())));
         };
         let guard = Guard::default();
-        if !lock(&self.shared.node.pushing).begin(ticket.id, &guard) {
+        let node = Arc::clone(&self.shared.node);
+        if !lock(&node.pushing).begin(ticket.id, &guard) {
+            node.observer.failed(Failure::Cancel);
             return Task::ready(Err(KvError::Aborted { request: ticket.request.clone() }));
         }
-        let node = Arc::clone(&self.shared.node);
-        Task::after(remote.write_guarded(blocks, chunk, guard), move |begun: Result<_, Error>| match begun {
-            Err(error) => Task::ready(Err(error.into())),
-            Ok(write) => Task::after(write.wait_for_completion(), move |written: Result<Report, Error>| {
-                Task::ready(written.map_err(KvError::from).inspect(|report| {
+        let span = node.observer.transfer_span(&ticket.request, &ticket.engine, "push");
+        let begun = span.in_scope(|| remote.write_guarded(blocks, chunk, guard));
+        let ended = move |written: Result<Report, Error>| {
+            let _entered = span.enter();
+            Task::ready(match written {
+                Ok(report) => {
                     node.counters.bytes_given.fetch_add(report.bytes, Ordering::Relaxed);
-                }))
-            }),
+                    node.observer.transferred(&report, Direction::Out);
+                    observe::record(&span, std::slice::from_ref(&report));
+                    Ok(report)
+                }
+                Err(error) => Err(KvError::from(error)).inspect_err(|error| node.observer.failed(error)),
+            })
+        };
+        Task::after(begun, move |begun: Result<_, Error>| match begun {
+            Err(error) => ended(Err(error)),
+            Ok(write) => Task::after(write.wait_for_completion(), ended),
         })
     }
 }
@@ -176,7 +196,7 @@ impl Expected {
             return Task::ready(Err(KvFailed { error: KvError::ShutDown, lease: None }));
         };
         let node = Arc::clone(&self.handoff.shared.node);
-        let (id, pusher) = (self.ticket.id, self.pusher.clone());
+        let (id, pusher, span) = (self.ticket.id, self.pusher.clone(), self.span.clone());
         Task::after(
             All::new(operations),
             move |results: Vec<Result<Received<BlockLease>, Failed<BlockLease>>>| {
@@ -195,17 +215,22 @@ impl Expected {
                     }
                 }
                 let counters = &node.counters;
+                let _entered = span.enter();
                 match error {
                     Some(error) => {
+                        let error = KvError::from(error);
                         counters.lost.fetch_add(1, Ordering::Relaxed);
+                        node.observer.failed(&error);
                         let (keep, _) = promise();
                         node.send(Input::Unexpect { id, pusher, operations: Vec::new(), ended: keep });
-                        Task::ready(Err(KvFailed { error: error.into(), lease: whole.into_lease() }))
+                        Task::ready(Err(KvFailed { error, lease: whole.into_lease() }))
                     }
                     None => {
                         counters.fetched.fetch_add(1, Ordering::Relaxed);
                         let bytes = reports.iter().map(|report| report.bytes).sum();
                         counters.bytes_taken.fetch_add(bytes, Ordering::Relaxed);
+                        node.observer.moved(bytes, Direction::In);
+                        observe::record(&span, &reports);
                         Task::ready(match whole.into_lease() {
                             Some(lease) => {
                                 Ok(Fetched { lease, first_token: None, reports, commit: Duration::ZERO })

@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::drill::{Drill, Step};
 use crate::engine::{Engine, PATIENCE, Serve};
 use crate::http;
+use crate::metrics::Exporter;
 use crate::model::{Cache, Logits};
 use crate::prefill;
 use crate::wire::{Done, Failure, Generate, Line, Meet, Mode, Prefill, Prefilled, Timings};
@@ -43,20 +44,26 @@ struct Decode {
 
 /// Runs it until it is killed.
 pub(crate) async fn run(serve: &Serve, policy: Policy) -> Result<()> {
+    let exporter = Exporter::install()?;
     let engine = Engine::start("decode", &serve.setup)?;
+    let watched = Arc::clone(&engine);
     let decode = Decode {
         engine: Arc::clone(&engine),
         client: reqwest::Client::new(),
         policy,
         told: Mutex::default(),
     };
-    let router = Router::new().route("/generate", post(generate)).with_state(Arc::new(decode)).merge(
-        Router::new()
-            .route("/health", get(|| async { "ok" }))
-            .route("/status", get(prefill::status))
-            .route("/meet", post(prefill::meet))
-            .with_state(engine),
-    );
+    let router = Router::new()
+        .route("/generate", post(generate))
+        .with_state(Arc::new(decode))
+        .merge(
+            Router::new()
+                .route("/health", get(|| async { "ok" }))
+                .route("/status", get(prefill::status))
+                .route("/meet", post(prefill::meet))
+                .with_state(engine),
+        )
+        .merge(exporter.route(move || watched.handoff.publish_metrics()));
     http::serve(router, serve.port).await
 }
 

@@ -158,12 +158,12 @@ impl Engine {
     }
 
     pub(crate) fn status(&self) -> Status {
-        let (stats, core) = (self.handoff.stats(), self.connector.stats());
+        let (stats, core, counts) = (self.handoff.stats(), self.connector.stats(), self.pool().counts());
         Status {
             role: self.role.to_owned(),
             engine: self.handoff.engine(),
             blocks: self.layout().blocks,
-            free: self.pool().free(),
+            free: counts.free,
             leases: stats.leases,
             delivered: stats.delivered,
             aborted: stats.aborted,
@@ -174,6 +174,8 @@ impl Engine {
             bytes_in: stats.bytes_taken,
             bytes_out: stats.bytes_given,
             parked_bytes: core.parked_bytes,
+            states: Some(counts.into()),
+            moved: Some(self.handoff.summary().into()),
         }
     }
 }

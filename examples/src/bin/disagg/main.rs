@@ -7,6 +7,7 @@ mod decode;
 mod drill;
 mod engine;
 mod http;
+mod metrics;
 mod model;
 mod oneshot;
 mod prefill;

@@ -15,17 +15,21 @@ use connect_core::kv::{Ended, PoolCard, PushTicket, Streaming};
 use crate::drill::Step;
 use crate::engine::{CHUNK_TOKENS, Engine, Serve};
 use crate::http::{self, Refused};
+use crate::metrics::Exporter;
 use crate::wire::{Meet, Mode, Prefill, Prefilled, Status};
 
 /// Runs it until it is killed.
 pub(crate) async fn run(serve: &Serve) -> Result<()> {
+    let exporter = Exporter::install()?;
     let engine = Engine::start("prefill", &serve.setup)?;
+    let watched = Arc::clone(&engine);
     let router = Router::new()
         .route("/health", get(|| async { "ok" }))
         .route("/status", get(status))
         .route("/meet", post(meet))
         .route("/prefill", post(prefill))
-        .with_state(engine);
+        .with_state(engine)
+        .merge(exporter.route(move || watched.handoff.publish_metrics()));
     http::serve(router, serve.port).await
 }
 

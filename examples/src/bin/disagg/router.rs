@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow};
 use axum::extract::State;
@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::drill::Drill;
 use crate::http::{self, Refused};
+use crate::metrics::{self, Active, Exporter};
 use crate::wire::{Done, Failure, Generate, Line, Mode, Status};
 
 /// Requests that the page shows.
@@ -84,6 +85,8 @@ struct Shown {
 
 /// Runs it until it is killed.
 pub(crate) async fn run(prefills: Vec<String>, decodes: Vec<String>, mode: Mode, port: u16) -> Result<()> {
+    let exporter = Exporter::install()?;
+    metrics::describe_router();
     let shared = Shared {
         client: reqwest::Client::new(),
         prefills,
@@ -96,9 +99,9 @@ pub(crate) async fn run(prefills: Vec<String>, decodes: Vec<String>, mode: Mode,
         .route("/", get(|| async { Html(include_str!("page.html")) }))
         .route("/health", get(|| async { "ok" }))
         .route("/live", get(live))
-        .route("/metrics", get(metrics))
         .route("/v1/completions", post(completions))
-        .with_state(Arc::new(shared));
+        .with_state(Arc::new(shared))
+        .merge(exporter.route(|| {}));
     http::serve(router, port).await
 }
 
@@ -121,9 +124,11 @@ async fn completions(State(shared): State<Arc<Shared>>, Json(ask): Json<Completi
     let decode = shared.decodes[number % shared.decodes.len()].clone();
     let worker = Arc::clone(&shared);
     tokio::spawn(async move {
-        if let Err(error) = worker.pass_on(&decode, &generate, &lines).await {
+        let mut active = Active::begin();
+        if let Err(error) = worker.pass_on(&decode, &generate, &lines, &mut active).await {
             let message = format!("{error:#}");
             let failure = Failure { kind: "decode".to_owned(), message, retryable: true };
+            active.ended(&failure.kind);
             worker.change(&generate.request, |shown| shown.state.clone_from(&failure.kind));
             let _ = lines.send(Line::Failed(failure)).await;
         }
@@ -133,7 +138,13 @@ async fn completions(State(shared): State<Arc<Shared>>, Json(ask): Json<Completi
 
 impl Shared {
     /// Asks decode, and passes its lines on.
-    async fn pass_on(&self, decode: &str, ask: &Generate, lines: &mpsc::Sender<Line>) -> Result<()> {
+    async fn pass_on(
+        &self,
+        decode: &str,
+        ask: &Generate,
+        lines: &mpsc::Sender<Line>,
+        active: &mut Active,
+    ) -> Result<()> {
         let url = format!("{decode}/generate");
         let answer =
             self.client.post(&url).json(ask).send().await.with_context(|| format!("asking {url}"))?;
@@ -144,6 +155,7 @@ impl Shared {
             while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
                 let line: Line = serde_json::from_slice(&rest.drain(..=end).collect::<Vec<_>>())?;
                 is_over |= !matches!(line, Line::Token(_));
+                active.heard(&line);
                 self.change(&ask.request, |shown| shown.heard(&line));
                 // A client that went away ends the request: decode notices that nobody reads.
                 lines.send(line).await.context("the client is gone")?;
@@ -261,30 +273,4 @@ async fn live(State(shared): State<Arc<Shared>>) -> Json<Value> {
         shown.iter().rev().cloned().collect()
     };
     Json(json!({ "engines": engines, "requests": requests }))
-}
-
-/// As Prometheus reads it.
-async fn metrics(State(shared): State<Arc<Shared>>) -> String {
-    let began = Instant::now();
-    let mut out = String::new();
-    let mut add = |name: &str, labels: &str, value: f64| {
-        out.push_str(&format!("{name}{{{labels}}} {value}\n"));
-    };
-    for status in shared.statuses().await {
-        let engine = format!("role=\"{}\",engine=\"{}\"", status.role, status.engine);
-        let blocks = f64::from(status.blocks);
-        add("kv_blocks", &format!("{engine},state=\"free\""), f64::from(status.free));
-        add("kv_blocks", &format!("{engine},state=\"used\""), blocks - f64::from(status.free));
-        add("kv_leases_active", &engine, status.leases as f64);
-        add("kv_leases_expired_total", &engine, status.expired as f64);
-        add("kv_bytes_total", &format!("{engine},dir=\"in\""), status.bytes_in as f64);
-        add("kv_bytes_total", &format!("{engine},dir=\"out\""), status.bytes_out as f64);
-        for (kind, value) in [("aborted", status.aborted), ("failed", status.failed), ("lost", status.lost)] {
-            add("kv_failures_total", &format!("{engine},kind=\"{kind}\""), value as f64);
-        }
-        add("kv_parked_bytes", &engine, status.parked_bytes as f64);
-    }
-    add("router_requests_total", "", shared.next.load(Ordering::Relaxed) as f64);
-    add("router_scrape_seconds", "", began.elapsed().as_secs_f64());
-    out
 }

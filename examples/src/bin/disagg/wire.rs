@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use connect_core::blocks::BlockCounts;
+use connect_core::kv::TransferSummary;
 use serde::{Deserialize, Serialize};
 
 use crate::drill::Drill;
@@ -139,4 +141,54 @@ pub(crate) struct Status {
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     pub(crate) parked_bytes: u64,
+    /// Where the blocks are that are not free.
+    #[serde(default)]
+    pub(crate) states: Option<States>,
+    /// The transfers that it made.
+    #[serde(default)]
+    pub(crate) moved: Option<Moved>,
+}
+
+/// Blocks that are not free, by who has them.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct States {
+    pub(crate) leased: u32,
+    pub(crate) in_flight: u32,
+    pub(crate) quarantined: u32,
+}
+
+impl From<BlockCounts> for States {
+    fn from(counts: BlockCounts) -> Self {
+        Self { leased: counts.leased, in_flight: counts.in_flight, quarantined: counts.quarantined }
+    }
+}
+
+/// What an engine's transfers were like since it started. Speeds are in GB/s.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Moved {
+    pub(crate) transfers: u64,
+    pub(crate) bytes: u64,
+    pub(crate) descriptors: u64,
+    pub(crate) mean: Duration,
+    pub(crate) p90: Duration,
+    pub(crate) per_transfer: f64,
+    pub(crate) aggregate: f64,
+    pub(crate) failed: u64,
+    pub(crate) late: u64,
+}
+
+impl From<TransferSummary> for Moved {
+    fn from(summary: TransferSummary) -> Self {
+        Self {
+            transfers: summary.transfers,
+            bytes: summary.bytes,
+            descriptors: summary.descriptors,
+            mean: summary.mean_transfer,
+            p90: summary.p90_transfer,
+            per_transfer: summary.speeds.per_transfer,
+            aggregate: summary.speeds.aggregate,
+            failed: summary.failed,
+            late: summary.late,
+        }
+    }
 }

@@ -101,15 +101,25 @@ impl Report {
             }
             let bytes: u64 = of.iter().map(|done| done.bytes).sum();
             let pieces: usize = of.iter().map(|done| done.descriptors).sum();
-            let seconds: f64 = of.iter().map(|done| done.timings.transfer.as_secs_f64()).sum();
             println!(
-                "{:<10} {} requests, {:.1} MB of KV in {} descriptors, {:.2} GB/s for each transfer",
+                "{:<10} {} requests, {:.1} MB of KV in {} descriptors",
                 mode.name(),
                 of.len(),
                 bytes as f64 / 1e6,
                 pieces,
-                bytes as f64 / seconds.max(1e-9) / 1e9,
             );
+        }
+        for status in statuses {
+            if let Some(moved) = status.moved.filter(|moved| moved.transfers > 0) {
+                println!(
+                    "speed      {:.2} GB/s per transfer, {:.2} GB/s aggregate: {} transfers that {} made, p90 {:.2} ms",
+                    moved.per_transfer,
+                    moved.aggregate,
+                    moved.transfers,
+                    status.role,
+                    moved.p90.as_secs_f64() * 1e3,
+                );
+            }
         }
         let bytes: u64 = self.done.iter().map(|(_, done)| done.bytes).sum();
         println!(
@@ -133,7 +143,9 @@ impl Report {
             println!("control    {}: a damaged block shows at {noticed}", mode.name());
         }
         for status in statuses {
-            println!("blocks     {}: {} of {} free", status.role, status.free, status.blocks);
+            let quarantined =
+                status.states.map_or(String::new(), |it| format!(", {} quarantined", it.quarantined));
+            println!("blocks     {}: {} of {} free{quarantined}", status.role, status.free, status.blocks);
         }
     }
 }
