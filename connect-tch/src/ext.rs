@@ -40,8 +40,8 @@ pub trait TensorExt: sealed::Sealed {
     /// deadline that passes during that leaves the new content behind an error.
     ///
     /// # Safety
-    /// While the operation is waited for or polled, nobody uses the tensor's storage on another thread, by any
-    /// handle or view. (Candle has a lock for this; libtorch has none, and copies without one.) On a GPU, what is queued
+    /// During this call, and while the operation is waited for or polled, nobody uses the tensor or its storage on another
+    /// thread, by any handle or view. (Candle has a lock for this; libtorch has none, and copies without one.) On a GPU, what is queued
     /// counts as use until it is done.
     ///
     /// # Errors

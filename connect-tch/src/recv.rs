@@ -90,8 +90,9 @@ pub fn recv_verified(connector: &Connector, envelope: &TensorEnvelope) -> Pendin
 /// Offers memory for a new tensor, for one peer to write.
 ///
 /// # Errors
-/// [`TensorError::Empty`] for a shape without elements, [`TensorError::DType`], [`TensorError::Allocation`],
-/// [`TensorError::Operation`].
+/// [`TensorError::Empty`] for a shape without elements or with a negative dimension, [`TensorError::Envelope`] for one that
+/// no envelope could carry (more than 32 dimensions, or 2^64 bytes), [`TensorError::DType`],
+/// [`TensorError::Allocation`], [`TensorError::Operation`].
 pub fn recv_writable(connector: &Connector, kind: Kind, shape: impl AsRef<[i64]>) -> Pending<WritableTensor> {
     recv_writable_on(connector, kind, shape, tch::Device::Cpu)
 }

@@ -99,11 +99,6 @@ fn examine(tensor: &Tensor) -> Result<(Dense, View), TensorError> {
     if view.runs.is_empty() {
         return Err(TensorError::Empty { tensor: dense.info });
     }
-    let shape = info.shape.as_deref().unwrap_or_default();
-    let expanded = shape.iter().zip(tensor.stride()).any(|(&dim, stride)| dim > 1 && stride == 0);
-    if expanded {
-        return Err(inspect::refused(info, LayoutError::Overlap));
-    }
     layout::check_disjoint(&view.runs).map_err(|source| inspect::refused(info, source))?;
     Ok((dense, view))
 }

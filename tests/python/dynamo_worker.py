@@ -10,12 +10,12 @@ Two things around them are not:
 
     {"do": "send_embeddings", SPEC}               -> {"event": "request", "request": {...}}
                                                   -> {"event": "complete"} when it has been read
-    {"do": "receive_embeddings", "request", SPEC} -> {"event": "complete", "verified": ..., "shape", "dtype"}
+    {"do": "receive_embeddings", "request", SPEC} -> {"event": "complete", "verified": ...}
     {"do": "send_mm_kwargs", "sizes", "seed"}     -> {"event": "extra_args", "extra_args": {...}}
                                                   -> {"event": "complete"}
     {"do": "receive_mm_kwargs", "transfer", "sizes", "seed"}
-                                                  -> {"event": "complete", "verified": ...}
-    {"do": "read_media", "descriptor", SPEC}      -> {"event": "complete", "verified", "shape", "metadata", "hash"}
+                                                  -> {"event": "complete", "verified", "hashes", "modality"}
+    {"do": "read_media", "descriptor", SPEC}      -> {"event": "complete", "verified", "metadata", "hash"}
 
 SPEC is "dtype", "shape" and "seed". Item i of a list has seed + i.
 """

@@ -51,6 +51,11 @@
 //!
 //! Where such files can't be kept from being truncated, serve a copy: nobody else can reach it.
 //!
+//! The file that is received into is in the same place: whoever truncates `.name.part`, lock or not, ends the receiver in
+//! the same cases. Its blocks are taken at the start, so that a full disk is an error there; on file systems that write
+//! elsewhere than in place (copy-on-write, some network ones) a disk that fills up later can still be that signal. Those
+//! blocks are taken on the word of a manifest: look at [`Manifest::total_bytes`] first if its sender is not to be trusted.
+//!
 //! Over RDMA, memory of a file may be refused when it is registered (the kernel pins no pages that a file system
 //! may want to write back); that is an error of `serve` or `begin`, and a copy in memory is the remedy there, too.
 
