@@ -124,7 +124,7 @@ impl Decode {
         };
         let Cached { first, mut timings, bytes, descriptors, .. } = cached;
         let (mut tokens, mut cache) = (vec![first], cache);
-        let mut digest = blake3::Hasher::new();
+        let (mut digest, mut random) = (blake3::Hasher::new(), fastrand::Rng::with_seed(0));
         let _ = lines.send(Line::Token(first)).await;
         while tokens.len() < ask.max_tokens {
             let (last, began) = (tokens[tokens.len() - 1], Instant::now());
@@ -137,8 +137,9 @@ impl Decode {
             logits.0.iter().for_each(|value| {
                 digest.update(&value.to_le_bytes());
             });
-            tokens.push(logits.best());
-            if lines.send(Line::Token(logits.best())).await.is_err() {
+            let token = logits.draw(ask.temperature, &mut random);
+            tokens.push(token);
+            if lines.send(Line::Token(token)).await.is_err() {
                 return Err(anyhow!("the client is gone"));
             }
         }

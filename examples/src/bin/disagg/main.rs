@@ -7,11 +7,15 @@ mod decode;
 mod engine;
 mod http;
 mod model;
+mod offers;
 mod oneshot;
 mod prefill;
 mod router;
 mod run_all;
+mod train;
 mod wire;
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -51,9 +55,14 @@ enum Role {
         /// For requests that do not say
         #[arg(long, default_value = "pull")]
         mode: Mode,
+        /// The folder of their model: its tokenizer.json says what tokens stand for
+        #[arg(long)]
+        model: Option<PathBuf>,
     },
     /// One process for everything: completes each line of standard input
     Oneshot(Setup),
+    /// Trains the small model on this repository's own text; `cargo xtask train-fixture` runs it
+    Train(train::Options),
 }
 
 fn main() -> Result<()> {
@@ -62,8 +71,10 @@ fn main() -> Result<()> {
         .with_writer(std::io::stderr)
         .init();
     let role = Arguments::parse().role;
-    if let Role::Oneshot(setup) = &role {
-        return oneshot::run(setup);
+    match &role {
+        Role::Oneshot(setup) => return oneshot::run(setup),
+        Role::Train(options) => return train::run(options),
+        _ => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -71,8 +82,8 @@ fn main() -> Result<()> {
             Role::RunAll(options) => run_all::run(&options).await,
             Role::Prefill(setup) => prefill::run(&setup).await,
             Role::Decode { setup, on_failure } => decode::run(&setup, on_failure).await,
-            Role::Router { prefill, decode, mode } => router::run(prefill, decode, mode).await,
-            Role::Oneshot(setup) => oneshot::run(&setup),
+            Role::Router { prefill, decode, mode, model } => router::run(prefill, decode, mode, model).await,
+            Role::Oneshot(_) | Role::Train(_) => unreachable!("these need no runtime"),
         }
     })
 }

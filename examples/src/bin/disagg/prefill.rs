@@ -13,6 +13,7 @@ use connect_core::kv::{Ended, PoolCard, PushTicket, Streaming};
 
 use crate::engine::{CHUNK_TOKENS, Engine, Setup};
 use crate::http::{self, Refused};
+use crate::offers;
 use crate::wire::{Drill, Meet, Mode, Prefill, Prefilled, Status};
 
 /// Runs it until it is killed.
@@ -23,7 +24,8 @@ pub(crate) async fn run(setup: &Setup) -> Result<()> {
         .route("/status", get(status))
         .route("/meet", post(meet))
         .route("/prefill", post(prefill))
-        .with_state(engine);
+        .with_state(Arc::clone(&engine))
+        .merge(offers::routes(&engine, Duration::from_millis(setup.lease_ms)));
     http::serve(router).await
 }
 
@@ -50,14 +52,27 @@ async fn prefill(
     if ask.drill == Some(Drill::DiePrefill) {
         std::process::abort();
     }
-    if ask.prompt.is_empty() {
-        return Err(Refused(StatusCode::BAD_REQUEST, anyhow::anyhow!("the prompt is empty")));
-    }
+    check(&engine, &ask.prompt)?;
     Ok(Json(match ask.mode {
         Mode::Pull => pull(engine, ask).await?,
         Mode::Push => push(engine, ask).await?,
         Mode::Chunked | Mode::Layerwise => stream(engine, ask).await?,
     }))
+}
+
+/// Whether the model can run a prompt.
+pub(crate) fn check(engine: &Engine, prompt: &[u32]) -> Result<(), Refused> {
+    let refused = |reason: String| Err(Refused(StatusCode::BAD_REQUEST, anyhow::anyhow!(reason)));
+    let vocabulary = engine.model.config.vocabulary;
+    let room = engine.layout().blocks as usize * engine.layout().block_tokens as usize;
+    if prompt.len() > room {
+        return refused(format!("a prompt of {} tokens; the pool has room for {room}", prompt.len()));
+    }
+    match prompt.iter().find(|token| **token as usize >= vocabulary) {
+        Some(token) => refused(format!("{token} is none of the model's {vocabulary} tokens")),
+        None if prompt.is_empty() => refused("the prompt is empty".to_owned()),
+        None => Ok(()),
+    }
 }
 
 /// Computes, and then offers all of it.
@@ -79,7 +94,10 @@ async fn push(engine: Arc<Engine>, ask: Prefill) -> Result<Prefilled> {
 }
 
 /// The cache of a whole prompt in blocks, and the first token.
-fn whole(engine: &Engine, prompt: &[u32]) -> Result<(connect_core::blocks::BlockLease, u32, Duration)> {
+pub(crate) fn whole(
+    engine: &Engine,
+    prompt: &[u32],
+) -> Result<(connect_core::blocks::BlockLease, u32, Duration)> {
     let started = Instant::now();
     let mut cache = engine.model.cache();
     let logits = engine.model.forward(prompt, &mut cache, |_, _| Ok(()))?;

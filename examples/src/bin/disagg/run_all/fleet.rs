@@ -34,11 +34,14 @@ pub(crate) struct Client {
 impl Process {
     /// Starts this program in another role, and waits until it listens.
     pub(crate) fn start(role: &str, arguments: &[String]) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg(role)
-            .args(arguments)
-            // Sums in one order: then logits are equal to the bit.
-            .env("RAYON_NUM_THREADS", "1")
+        let mut program = Command::new(std::env::current_exe()?);
+        // Sums in one order: then logits are equal to the bit.
+        Self::of(role, program.arg(role).args(arguments).env("RAYON_NUM_THREADS", "1"))
+    }
+
+    /// The same for any program that says where it listens.
+    pub(crate) fn of(role: &str, program: &mut Command) -> Result<Self> {
+        let mut child = program
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -92,8 +95,20 @@ impl Fleet {
         let mut arguments = decode.arguments();
         arguments.extend(["--on-failure".to_owned(), policy.to_owned()]);
         let decode = Process::start("decode", &arguments)?;
-        let engines = ["--prefill", &prefill.url, "--decode", &decode.url].map(str::to_owned);
-        let router = Process::start("router", &engines)?;
+        Self::routed(setup, prefill, decode)
+    }
+
+    /// With a decode process that was started in another way.
+    pub(crate) fn beside(setup: &Setup, decode: Process) -> Result<Self> {
+        Self::routed(setup, Process::start("prefill", &setup.arguments())?, decode)
+    }
+
+    fn routed(setup: &Setup, prefill: Process, decode: Process) -> Result<Self> {
+        let mut arguments = ["--prefill", &prefill.url, "--decode", &decode.url].map(str::to_owned).to_vec();
+        if let Some(model) = &setup.model {
+            arguments.extend(["--model".to_owned(), model.display().to_string()]);
+        }
+        let router = Process::start("router", &arguments)?;
         let client = Client { http: reqwest::Client::new(), router: router.url.clone() };
         Ok(Self { prefill, decode, router, client })
     }
