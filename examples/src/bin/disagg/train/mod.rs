@@ -7,7 +7,7 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, loss::cross_entropy};
@@ -91,6 +91,9 @@ pub(crate) struct Training<'a> {
 
 impl<'a> Training<'a> {
     pub(crate) fn new(config: Config, corpus: &'a Corpus, options: &Options) -> Result<Self> {
+        let (batch, length) = (options.batch, options.length);
+        ensure!(batch > 0 && length > 0, "{batch} texts of {length} bytes are nothing to learn from");
+        ensure!(corpus.learnt.len() > length + 1, "there are no {length} bytes of text in a row");
         let (weights, vars) = Weights::to_be_trained(&config, options.seed)?;
         // The model's tensors are the variables themselves: what the optimiser sets, it sees.
         let shared = weights.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
