@@ -17,7 +17,8 @@ pub(crate) struct Args {
     /// A checkpoint from one process to another instead, byte by byte
     #[arg(long)]
     checkpoint: bool,
-    /// The checkpoint into a Python worker that uses dynamo.nixl_connect; implies --nixl and fetches torch first (2 GB)
+    /// With a Python process that uses dynamo.nixl_connect: one more decode process, or, with --checkpoint, the receiver;
+    /// implies --nixl and fetches torch first (2 GB)
     #[arg(long)]
     python: bool,
     /// For the demo program; `cargo xtask demo -- --help` lists them
@@ -25,22 +26,28 @@ pub(crate) struct Args {
     arguments: Vec<String>,
 }
 
+/// `cargo xtask train-fixture`: trains the demo's small model, and writes it into examples/fixtures.
+pub(crate) fn train(arguments: &[String]) -> Result<()> {
+    let mut cargo = cargo("run");
+    cargo.args(["--release", "--package", "connect-examples", "--bin", "disagg", "--", "train"]);
+    // It has two threads of its own; matrices this small gain nothing from more.
+    process::run(cargo.args(arguments).env("RAYON_NUM_THREADS", "1"))
+}
+
 /// Which of the two demos, and who takes part.
 #[derive(Clone, Copy)]
 pub(crate) enum Demo {
     /// KV caches from a prefill process to a decode process.
-    Caches { nixl: bool },
+    Caches { nixl: bool, python: bool },
     /// A checkpoint from one process to another.
     Checkpoint { nixl: bool, python: bool },
 }
 
 /// The command.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let demo = if args.checkpoint || args.python {
-        Demo::Checkpoint { nixl: args.nixl || args.python, python: args.python }
-    } else {
-        Demo::Caches { nixl: args.nixl }
-    };
+    let (nixl, python) = (args.nixl || args.python, args.python);
+    let demo =
+        if args.checkpoint { Demo::Checkpoint { nixl, python } } else { Demo::Caches { nixl, python } };
     println!("{}", demo.announcement());
     setup::ensure(demo.needs())?;
     process::run(&mut demo.command(&args.arguments))
@@ -62,7 +69,10 @@ impl Demo {
             Self::Checkpoint { python: true, .. } => {
                 " Over NIXL, into a Python worker that uses the original."
             }
-            Self::Caches { nixl: true } | Self::Checkpoint { nixl: true, .. } => " Over NIXL.",
+            Self::Caches { python: true, .. } => {
+                " Over NIXL, and also into a decode process in Python that uses the original."
+            }
+            Self::Caches { nixl: true, .. } | Self::Checkpoint { nixl: true, .. } => " Over NIXL.",
             _ => "",
         };
         format!(
@@ -74,8 +84,10 @@ impl Demo {
     /// What it needs set up.
     pub(crate) const fn needs(self) -> &'static [Group] {
         match self {
-            Self::Checkpoint { python: true, .. } => &[Group::Nixl, Group::Python],
-            Self::Caches { nixl: true } | Self::Checkpoint { nixl: true, .. } => &[Group::Nixl],
+            Self::Caches { python: true, .. } | Self::Checkpoint { python: true, .. } => {
+                &[Group::Nixl, Group::Python]
+            }
+            Self::Caches { nixl: true, .. } | Self::Checkpoint { nixl: true, .. } => &[Group::Nixl],
             _ => &[],
         }
     }
@@ -83,7 +95,7 @@ impl Demo {
     /// The cargo that builds and runs it.
     pub(crate) fn command(self, arguments: &[String]) -> Command {
         let (program, nixl) = match self {
-            Self::Caches { nixl } => ("disagg", nixl),
+            Self::Caches { nixl, .. } => ("disagg", nixl),
             Self::Checkpoint { nixl, .. } => ("demo", nixl),
         };
         let mut cargo = cargo("run");
@@ -93,8 +105,11 @@ impl Demo {
         }
         cargo.arg("--");
         match self {
-            Self::Caches { nixl } => {
+            Self::Caches { nixl, python } => {
                 cargo.arg("run-all").args(nixl.then_some(["--transport", "nixl"]).into_iter().flatten());
+                if python {
+                    with_python(&mut cargo).arg("--python");
+                }
             }
             Self::Checkpoint { nixl, python } => {
                 cargo.args(nixl.then_some("--nixl"));

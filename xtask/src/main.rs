@@ -27,6 +27,7 @@ How long they take (two cores, fast line; first run, then later runs):
   (any)    half a minute to build xtask itself
   setup    75 s for all, 4 s for --nixl; then under 1 s
   demo     2 min to build; then seconds
+  train-fixture  10 min, for another small model than the committed one
   test     about 30 min; then 15
   verify   10 min, by design; an hour more with --all
   matrix   3 min to build; then 45 s
@@ -49,8 +50,14 @@ enum Command {
     Setup(setup::Args),
     /// Print the variables a program outside this workspace needs to use what set-up fetched
     Env,
-    /// Move a checkpoint between two processes and show how fast it went
+    /// Compute prompts in one process, go on in another, and check every token
     Demo(demo::Args),
+    /// Train the demo's small model on this repository's own text, and write it into examples/fixtures
+    TrainFixture {
+        /// For the training; `cargo xtask train-fixture -- --help` lists them
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Run everything CI runs, each step with its time
     Test(step::Choice),
     /// Run the long checks: kills by the thousand, a million steps of the model, ten million fuzzed inputs
@@ -76,6 +83,7 @@ fn main() -> Result<()> {
         Command::Setup(args) => setup::run(&args),
         Command::Env => env::run(),
         Command::Demo(args) => demo::run(&args),
+        Command::TrainFixture { arguments } => demo::train(&arguments),
         Command::Test(args) => step::run(check::STEPS, &args),
         Command::Verify(args) => verify::run(&args),
         Command::Promises => promises::write(),

@@ -130,6 +130,11 @@ impl Checkpoint {
         self.tensors.iter().map(|entry| &entry.tensor)
     }
 
+    /// What the files say of themselves beside their tensors (`__metadata__`).
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
     /// The names of tensors in groups of at most `bytes`, for offers one after another: a receiver that counts offers
     /// has a progress bar. A larger tensor is a group of its own; tensors without elements are left out.
     pub fn batches(&self, bytes: u64) -> Vec<Vec<&str>> {

@@ -117,7 +117,7 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "demo-nixl",
-        what: "the same over NIXL",
+        what: "the same over NIXL, and into a decode process in Python",
         needs: CACHES_OVER_NIXL.needs(),
         run: |_| demo(CACHES_OVER_NIXL),
     },
@@ -217,8 +217,8 @@ fn tests(selection: &[&str]) -> Command {
     cargo
 }
 
-const CACHES: Demo = Demo::Caches { nixl: false };
-const CACHES_OVER_NIXL: Demo = Demo::Caches { nixl: true };
+const CACHES: Demo = Demo::Caches { nixl: false, python: false };
+const CACHES_OVER_NIXL: Demo = Demo::Caches { nixl: true, python: true };
 const CHECKPOINT_INTO_PYTHON: Demo = Demo::Checkpoint { nixl: true, python: true };
 
 fn demo(demo: Demo) -> Result<()> {

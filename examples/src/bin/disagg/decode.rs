@@ -125,7 +125,7 @@ impl Decode {
         };
         let Cached { first, mut timings, bytes, descriptors, .. } = cached;
         let (mut tokens, mut cache) = (vec![first], cache);
-        let mut digest = blake3::Hasher::new();
+        let (mut digest, mut random) = (blake3::Hasher::new(), fastrand::Rng::with_seed(0));
         let _ = lines.send(Line::Token(first)).await;
         while tokens.len() < ask.max_tokens {
             let (last, began) = (tokens[tokens.len() - 1], Instant::now());
@@ -138,11 +138,12 @@ impl Decode {
             logits.0.iter().for_each(|value| {
                 digest.update(&value.to_le_bytes());
             });
-            tokens.push(logits.best());
+            let token = logits.draw(ask.temperature, &mut random);
+            tokens.push(token);
             if tokens.len() == 3 {
                 Step::DecodeDecoding.reached(ask.drill);
             }
-            if lines.send(Line::Token(logits.best())).await.is_err() {
+            if lines.send(Line::Token(token)).await.is_err() {
                 return Err(anyhow!("the client is gone"));
             }
         }

@@ -1,5 +1,6 @@
 //! What prefill and decode have in common: a model, a pool, and hand-offs.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use connect_core::kv::{HandOff, HandOffConfig, KvIdentity, KvLayout, KvPool};
 use connect_core::{Connector, DType};
 use tokio::sync::Semaphore;
 
-use crate::model::{Cache, Config, Model};
+use crate::model::{self, Cache, Config, Model, Weights};
 use crate::wire::Status;
 
 /// Tokens in a block.
@@ -21,6 +22,8 @@ pub(crate) const CHUNK_TOKENS: usize = 4 * BLOCK_TOKENS as usize;
 
 /// How long a request waits for blocks.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// The small model that `cargo xtask train-fixture` made.
+pub(crate) const TRAINED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/tiny-llama");
 
 /// How an engine is set up; the same for both sides, so that they fit.
 #[derive(Debug, Clone, clap::Args)]
@@ -28,9 +31,13 @@ pub(crate) struct Setup {
     /// The transport between the two
     #[arg(long, default_value = "local", value_parser = ["local", "nixl"])]
     pub(crate) transport: String,
-    /// Weights are drawn from this
-    #[arg(long, default_value_t = 1)]
-    pub(crate) seed: u64,
+    /// A Llama, Qwen2 or Qwen3: a folder with config.json and safetensors. Unless given, the small one that was trained
+    /// on this repository's own text
+    #[arg(long)]
+    pub(crate) model: Option<PathBuf>,
+    /// Weights are drawn from this instead: no words come out, and every wrong bit shows at once
+    #[arg(long, conflicts_with = "model")]
+    pub(crate) seed: Option<u64>,
     /// Blocks in each pool
     #[arg(long, default_value_t = 256)]
     pub(crate) blocks: u32,
@@ -55,21 +62,47 @@ pub(crate) struct Serve {
 impl Setup {
     /// As arguments of another process.
     pub(crate) fn arguments(&self) -> Vec<String> {
-        let Self { transport, seed, blocks, lease_ms, block_tokens } = self;
+        let Self { transport, model, seed, blocks, lease_ms, block_tokens } = self;
         [
-            ("--transport", transport.clone()),
-            ("--seed", seed.to_string()),
-            ("--blocks", blocks.to_string()),
-            ("--lease-ms", lease_ms.to_string()),
-            ("--block-tokens", block_tokens.to_string()),
+            ("--transport", Some(transport.clone())),
+            ("--model", model.as_ref().map(|folder| folder.display().to_string())),
+            ("--seed", seed.map(|seed| seed.to_string())),
+            ("--blocks", Some(blocks.to_string())),
+            ("--lease-ms", Some(lease_ms.to_string())),
+            ("--block-tokens", Some(block_tokens.to_string())),
         ]
         .into_iter()
-        .flat_map(|(name, value)| [name.to_owned(), value])
+        .filter_map(|(name, value)| Some([name.to_owned(), value?]))
+        .flatten()
         .collect()
     }
 
-    pub(crate) fn layout(&self) -> KvLayout {
-        let Config { layers, kv_heads, head_dim, .. } = Config::SMALL;
+    /// The model that was asked for.
+    ///
+    /// # Errors
+    /// It can't be read, or is not supported.
+    pub(crate) fn load(&self) -> Result<Model> {
+        match self.seed {
+            Some(seed) => Model::new(Config::SEEDED, Weights::seeded(&Config::SEEDED, seed)?),
+            None => model::load(self.folder()),
+        }
+    }
+
+    /// Its shape.
+    pub(crate) fn config(&self) -> Result<Config> {
+        match self.seed {
+            Some(_) => Ok(Config::SEEDED),
+            None => model::config(self.folder()),
+        }
+    }
+
+    /// Where it is, unless it is drawn from a seed.
+    pub(crate) fn folder(&self) -> &Path {
+        self.model.as_deref().unwrap_or(Path::new(TRAINED))
+    }
+
+    pub(crate) fn layout(&self, config: &Config) -> KvLayout {
+        let Config { layers, kv_heads, head_dim, .. } = *config;
         let (layers, kv_heads, head_dim) = (layers as u32, kv_heads as u32, head_dim as u32);
         KvLayout::new(layers, self.blocks, self.block_tokens, kv_heads, head_dim, DType::F32)
     }
@@ -87,13 +120,17 @@ pub(crate) struct Engine {
 
 impl Engine {
     pub(crate) fn start(role: &'static str, setup: &Setup) -> Result<Arc<Self>> {
-        let model = Model::seeded(Config::SMALL, setup.seed)?;
+        let model = setup.load()?;
         let connector = connector(&setup.transport)?;
-        let identity = KvIdentity::new("seeded-llama", model.digest()).with("rope_theta", 10_000);
-        let pool = KvPool::new(&connector, identity, setup.layout()).wait()?;
+        let identity = identity(&model);
+        let pool = KvPool::new(&connector, identity, setup.layout(&model.config)).wait()?;
         let config = HandOffConfig::default().lease(Duration::from_millis(setup.lease_ms));
         let handoff = HandOff::start(pool, config)?;
         Ok(Arc::new(Self { role, model, handoff, connector, compute: Semaphore::new(1) }))
+    }
+
+    pub(crate) fn connector(&self) -> &Connector {
+        &self.connector
     }
 
     pub(crate) fn pool(&self) -> &KvPool {
@@ -177,6 +214,16 @@ impl Engine {
             states: Some(counts.into()),
             moved: Some(self.handoff.summary().into()),
         }
+    }
+}
+
+/// What must be equal for one engine's caches to be of use to another, beside their layout.
+fn identity(model: &Model) -> KvIdentity {
+    let rope = model.config.rope;
+    let identity = KvIdentity::new(model.config.name(), model.digest()).with("rope_theta", rope.theta);
+    match rope.scaling {
+        Some(scaling) => identity.with("rope_scaling", format!("{scaling:?}")),
+        None => identity,
     }
 }
 

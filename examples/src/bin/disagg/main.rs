@@ -9,11 +9,15 @@ mod engine;
 mod http;
 mod metrics;
 mod model;
+mod offers;
 mod oneshot;
 mod prefill;
 mod router;
 mod run_all;
+mod train;
 mod wire;
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -53,19 +57,26 @@ enum Role {
         /// For requests that do not say
         #[arg(long, default_value = "pull")]
         mode: Mode,
+        /// The folder of their model: its tokenizer.json says what tokens stand for
+        #[arg(long)]
+        model: Option<PathBuf>,
         /// Where to listen on this host; 0 for a port that the system chooses
         #[arg(long, default_value_t = 0)]
         port: u16,
     },
     /// One process for everything: completes each line of standard input
     Oneshot(Setup),
+    /// Trains the small model on this repository's own text; `cargo xtask train-fixture` runs it
+    Train(train::Options),
 }
 
 fn main() -> Result<()> {
     connect_examples::log_to_stderr();
     let role = Arguments::parse().role;
-    if let Role::Oneshot(setup) = &role {
-        return oneshot::run(setup);
+    match &role {
+        Role::Oneshot(setup) => return oneshot::run(setup),
+        Role::Train(options) => return train::run(options),
+        _ => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -73,8 +84,10 @@ fn main() -> Result<()> {
             Role::RunAll(options) => run_all::run(&options).await,
             Role::Prefill(serve) => prefill::run(&serve).await,
             Role::Decode { serve, on_failure } => decode::run(&serve, on_failure).await,
-            Role::Router { prefill, decode, mode, port } => router::run(prefill, decode, mode, port).await,
-            Role::Oneshot(setup) => oneshot::run(&setup),
+            Role::Router { prefill, decode, mode, model, port } => {
+                router::run(prefill, decode, mode, model, port).await
+            }
+            Role::Oneshot(_) | Role::Train(_) => unreachable!("these need no runtime"),
         }
     })
 }

@@ -16,6 +16,7 @@ use crate::drill::Step;
 use crate::engine::{CHUNK_TOKENS, Engine, Serve};
 use crate::http::{self, Refused};
 use crate::metrics::Exporter;
+use crate::offers;
 use crate::wire::{Meet, Mode, Prefill, Prefilled, Status};
 
 /// Runs it until it is killed.
@@ -28,7 +29,8 @@ pub(crate) async fn run(serve: &Serve) -> Result<()> {
         .route("/status", get(status))
         .route("/meet", post(meet))
         .route("/prefill", post(prefill))
-        .with_state(engine)
+        .with_state(Arc::clone(&engine))
+        .merge(offers::routes(&engine, Duration::from_millis(serve.setup.lease_ms)))
         .merge(exporter.route(move || watched.handoff.publish_metrics()));
     http::serve(router, serve.port).await
 }
@@ -55,9 +57,7 @@ async fn prefill(
 ) -> Result<Json<Prefilled>, Refused> {
     let drill = ask.drill;
     Step::PrefillAsked.reached(drill);
-    if ask.prompt.is_empty() {
-        return Err(Refused(StatusCode::BAD_REQUEST, anyhow::anyhow!("the prompt is empty")));
-    }
+    check(&engine, &ask.prompt)?;
     let prefilled = match ask.mode {
         Mode::Pull => pull(engine, ask).await?,
         Mode::Push => push(engine, ask).await?,
@@ -65,6 +65,21 @@ async fn prefill(
     };
     Step::PrefillAnswered.soon(drill);
     Ok(Json(prefilled))
+}
+
+/// Whether the model can run a prompt.
+pub(crate) fn check(engine: &Engine, prompt: &[u32]) -> Result<(), Refused> {
+    let refused = |reason: String| Err(Refused(StatusCode::BAD_REQUEST, anyhow::anyhow!(reason)));
+    let vocabulary = engine.model.config.vocabulary;
+    let room = engine.layout().blocks as usize * engine.layout().block_tokens as usize;
+    if prompt.len() > room {
+        return refused(format!("a prompt of {} tokens; the pool has room for {room}", prompt.len()));
+    }
+    match prompt.iter().find(|token| **token as usize >= vocabulary) {
+        Some(token) => refused(format!("{token} is none of the model's {vocabulary} tokens")),
+        None if prompt.is_empty() => refused("the prompt is empty".to_owned()),
+        None => Ok(()),
+    }
 }
 
 /// Computes, and then offers all of it.
@@ -97,7 +112,11 @@ async fn push(engine: Arc<Engine>, ask: Prefill) -> Result<Prefilled, Refused> {
 }
 
 /// The cache of a whole prompt in blocks, and the first token.
-fn whole(engine: &Engine, prompt: &[u32], mut lease: BlockLease) -> Result<(BlockLease, u32, Duration)> {
+pub(crate) fn whole(
+    engine: &Engine,
+    prompt: &[u32],
+    mut lease: BlockLease,
+) -> Result<(BlockLease, u32, Duration)> {
     let started = Instant::now();
     let mut cache = engine.model.cache();
     let logits = engine.model.forward(prompt, &mut cache, |_, _| Ok(()))?;

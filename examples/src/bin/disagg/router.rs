@@ -1,6 +1,7 @@
 //! The router: what clients talk to. It spreads requests over prefill and decode processes in turn.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -19,8 +20,10 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::drill::Drill;
+use crate::engine::TRAINED;
 use crate::http::{self, Refused};
 use crate::metrics::{self, Active, Exporter};
+use crate::model::Text;
 use crate::wire::{Done, Failure, Generate, Line, Mode, Status};
 
 /// Requests that the page shows.
@@ -32,6 +35,9 @@ pub(crate) struct Completion {
     pub(crate) prompt: Prompt,
     #[serde(default = "sixteen")]
     pub(crate) max_tokens: usize,
+    /// 0 unless given, for the most likely token. The same draws in each request otherwise.
+    #[serde(default)]
+    pub(crate) temperature: f32,
     #[serde(default)]
     pub(crate) stream: bool,
     /// How the cache gets to decode.
@@ -40,7 +46,7 @@ pub(crate) struct Completion {
     pub(crate) drill: Option<Drill>,
 }
 
-/// Text, or its bytes as numbers.
+/// Text, or its tokens as numbers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Prompt {
@@ -53,10 +59,10 @@ const fn sixteen() -> usize {
 }
 
 impl Prompt {
-    fn tokens(&self) -> Vec<u32> {
+    fn tokens(&self, text: &Text) -> Result<Vec<u32>> {
         match self {
-            Self::Text(text) => text.bytes().map(u32::from).collect(),
-            Self::Tokens(tokens) => tokens.iter().map(|token| token % 256).collect(),
+            Self::Text(prompt) => text.encode(prompt),
+            Self::Tokens(tokens) => Ok(tokens.clone()),
         }
     }
 }
@@ -67,6 +73,7 @@ struct Shared {
     decodes: Vec<String>,
     mode: Mode,
     next: AtomicUsize,
+    text: Arc<Text>,
     shown: Mutex<VecDeque<Shown>>,
 }
 
@@ -84,7 +91,13 @@ struct Shown {
 }
 
 /// Runs it until it is killed.
-pub(crate) async fn run(prefills: Vec<String>, decodes: Vec<String>, mode: Mode, port: u16) -> Result<()> {
+pub(crate) async fn run(
+    prefills: Vec<String>,
+    decodes: Vec<String>,
+    mode: Mode,
+    model: Option<PathBuf>,
+    port: u16,
+) -> Result<()> {
     let exporter = Exporter::install()?;
     metrics::describe_router();
     let shared = Shared {
@@ -93,6 +106,7 @@ pub(crate) async fn run(prefills: Vec<String>, decodes: Vec<String>, mode: Mode,
         decodes,
         mode,
         next: AtomicUsize::new(0),
+        text: Arc::new(Text::of(&model.unwrap_or_else(|| TRAINED.into()))?),
         shown: Mutex::default(),
     };
     let router = Router::new()
@@ -108,10 +122,16 @@ pub(crate) async fn run(prefills: Vec<String>, decodes: Vec<String>, mode: Mode,
 async fn completions(State(shared): State<Arc<Shared>>, Json(ask): Json<Completion>) -> Response {
     let number = shared.next.fetch_add(1, Ordering::Relaxed);
     let id = format!("cmpl-{number}");
+    let text = Arc::clone(&shared.text);
+    let prompt = match ask.prompt.tokens(&text) {
+        Ok(tokens) => tokens,
+        Err(error) => return Refused(StatusCode::BAD_REQUEST, error).into_response(),
+    };
     let generate = Generate {
         request: id.clone(),
-        prompt: ask.prompt.tokens(),
+        prompt,
         max_tokens: ask.max_tokens.clamp(1, 4096),
+        temperature: ask.temperature,
         mode: ask.kv_mode.unwrap_or(shared.mode),
         prefill: shared.prefills[number % shared.prefills.len()].clone(),
         drill: ask.drill,
@@ -133,7 +153,7 @@ async fn completions(State(shared): State<Arc<Shared>>, Json(ask): Json<Completi
             let _ = lines.send(Line::Failed(failure)).await;
         }
     });
-    if ask.stream { streamed(id, received) } else { collected(id, received).await }
+    if ask.stream { streamed(id, text, received) } else { collected(id, &text, received).await }
 }
 
 impl Shared {
@@ -220,11 +240,11 @@ impl Shown {
 }
 
 /// All of it in one answer.
-async fn collected(id: String, mut received: mpsc::Receiver<Line>) -> Response {
+async fn collected(id: String, text: &Text, mut received: mpsc::Receiver<Line>) -> Response {
     while let Some(line) = received.recv().await {
         match line {
             Line::Token(_) => {}
-            Line::Done(done) => return Json(answer(&id, &text(&done.tokens), Some(&done))).into_response(),
+            Line::Done(done) => return Json(answer(&id, text, &done.tokens, Some(&done))).into_response(),
             Line::Failed(failure) => return failed(&failure),
         }
     }
@@ -232,12 +252,12 @@ async fn collected(id: String, mut received: mpsc::Receiver<Line>) -> Response {
 }
 
 /// Each token as it comes.
-fn streamed(id: String, received: mpsc::Receiver<Line>) -> Response {
+fn streamed(id: String, text: Arc<Text>, received: mpsc::Receiver<Line>) -> Response {
     let end = tokio_stream::once(Ok::<_, axum::Error>(Event::default().data("[DONE]")));
     let events = ReceiverStream::new(received).map(move |line| {
         Event::default().json_data(match line {
-            Line::Token(token) => answer(&id, &text(&[token]), None),
-            Line::Done(done) => answer(&id, "", Some(&done)),
+            Line::Token(token) => answer(&id, &text, &[token], None),
+            Line::Done(done) => answer(&id, &text, &[], Some(&done)),
             Line::Failed(failure) => json!({ "error": failure }),
         })
     });
@@ -249,21 +269,15 @@ fn failed(failure: &Failure) -> Response {
 }
 
 /// As OpenAI's API has it, with what this demo measured beside it.
-fn answer(id: &str, text: &str, done: Option<&Done>) -> Value {
+fn answer(id: &str, text: &Text, tokens: &[u32], done: Option<&Done>) -> Value {
     let finish = done.map(|_| "length");
     json!({
         "id": id,
         "object": "text_completion",
-        "model": "seeded-llama",
-        "choices": [{ "index": 0, "text": text, "finish_reason": finish }],
+        "model": text.model(),
+        "choices": [{ "index": 0, "text": text.decode(tokens), "finish_reason": finish }],
         "connect": done,
     })
-}
-
-/// Bytes that are no text are shown as what they are.
-fn text(tokens: &[u32]) -> String {
-    let bytes: Vec<u8> = tokens.iter().map(|token| *token as u8).collect();
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 async fn live(State(shared): State<Arc<Shared>>) -> Json<Value> {

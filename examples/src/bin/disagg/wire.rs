@@ -69,6 +69,9 @@ pub(crate) struct Generate {
     pub(crate) request: String,
     pub(crate) prompt: Vec<u32>,
     pub(crate) max_tokens: usize,
+    /// How freely tokens are drawn; 0 for the most likely one.
+    #[serde(default)]
+    pub(crate) temperature: f32,
     pub(crate) mode: Mode,
     /// Where prefill is.
     pub(crate) prefill: String,

@@ -23,8 +23,8 @@ pub(crate) struct Fleet {
 /// A process of this program, killed with this value.
 pub(crate) struct Process {
     child: Child,
-    role: String,
-    arguments: Vec<String>,
+    /// Its role and arguments, if it is of this program.
+    started_as: Option<(String, Vec<String>)>,
     pub(crate) url: String,
 }
 
@@ -38,11 +38,16 @@ pub(crate) struct Client {
 impl Process {
     /// Starts this program in another role, and waits until it listens.
     pub(crate) fn start(role: &str, arguments: &[String]) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg(role)
-            .args(arguments)
-            // Sums in one order: then logits are equal to the bit.
-            .env("RAYON_NUM_THREADS", "1")
+        let mut program = Command::new(std::env::current_exe()?);
+        // Sums in one order: then logits are equal to the bit.
+        let mut started = Self::of(role, program.arg(role).args(arguments).env("RAYON_NUM_THREADS", "1"))?;
+        started.started_as = Some((role.to_owned(), arguments.to_vec()));
+        Ok(started)
+    }
+
+    /// The same for any program that says where it listens.
+    pub(crate) fn of(role: &str, program: &mut Command) -> Result<Self> {
+        let mut child = program
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -58,16 +63,23 @@ impl Process {
         // What else it prints is of no interest, but must have somewhere to go.
         std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
         let url = line["listening on ".len()..].trim().to_owned();
-        Ok(Self { child, role: role.to_owned(), arguments: arguments.to_vec(), url })
+        Ok(Self { child, started_as: None, url })
     }
 
     /// Kills it, and starts it again at the same address.
     pub(crate) fn restarted(&mut self) -> Result<Self> {
         self.kill();
         let (_, port) = self.url.rsplit_once(':').context("a port")?;
-        let mut arguments = self.arguments.clone();
+        let (role, mut arguments) = self.started_as.clone().context("another program")?;
         arguments.extend(["--port".to_owned(), port.to_owned()]);
-        Self::start(&self.role, &arguments)
+        // Somebody else may have been given the port for a moment.
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            match Self::start(&role, &arguments) {
+                Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(100)),
+                started => return started,
+            }
+        }
     }
 
     /// Kills it at once, as the kernel would.
@@ -121,8 +133,20 @@ impl Fleet {
         let mut arguments = decode.arguments();
         arguments.extend(["--on-failure".to_owned(), policy.to_owned()]);
         let decode = Process::start("decode", &arguments)?;
-        let engines = ["--prefill", &prefill.url, "--decode", &decode.url].map(str::to_owned);
-        let router = Process::start("router", &engines)?;
+        Self::routed(setup, prefill, decode)
+    }
+
+    /// With a decode process that was started in another way.
+    pub(crate) fn beside(setup: &Setup, decode: Process) -> Result<Self> {
+        Self::routed(setup, Process::start("prefill", &setup.arguments())?, decode)
+    }
+
+    fn routed(setup: &Setup, prefill: Process, decode: Process) -> Result<Self> {
+        let mut arguments = ["--prefill", &prefill.url, "--decode", &decode.url].map(str::to_owned).to_vec();
+        if let Some(model) = &setup.model {
+            arguments.extend(["--model".to_owned(), model.display().to_string()]);
+        }
+        let router = Process::start("router", &arguments)?;
         let client = Client { http: reqwest::Client::new(), router: router.url.clone() };
         Ok(Self { prefill, decode, router, client })
     }

@@ -1,7 +1,9 @@
 //! Starts all processes, sends requests, checks every token, and reports.
 
+mod comparison;
 mod drills;
 mod fleet;
+mod python;
 mod report;
 
 use std::collections::BTreeMap;
@@ -16,7 +18,7 @@ use tokio::sync::Semaphore;
 
 use crate::drill::Drill;
 use crate::engine::Setup;
-use crate::oneshot::Ask;
+use crate::oneshot::{self, Ask};
 use crate::wire::{Done, Failure, Mode};
 pub(crate) use fleet::Fleet;
 use report::Report;
@@ -50,9 +52,15 @@ pub(crate) struct Options {
     /// Only this drill at the end; several can be named
     #[arg(long)]
     pub(crate) drill: Vec<drills::Name>,
+    /// Also with a decode process in Python that uses the original, `dynamo.nixl_connect`; with `--transport nixl`
+    #[arg(long)]
+    pub(crate) python: bool,
     /// Leaves the processes running after the checks, for a look at the page
     #[arg(long)]
     pub(crate) stay: bool,
+    /// Tokens that the model knows.
+    #[arg(skip = 256u32)]
+    vocabulary: u32,
 }
 
 impl Options {
@@ -75,6 +83,9 @@ type Answer = Result<Done, Failure>;
 /// Runs everything; an error if anything is not as it should be.
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let began = Instant::now();
+    let vocabulary = options.setup.config()?.vocabulary as u32;
+    let options = &Options { vocabulary, ..options.clone() };
+    ensure!(!options.python || options.setup.transport == "nixl", "--python needs --transport nixl");
     println!("Starting prefill, decode and router ({} transport) ...", options.setup.transport);
     let fleet = Fleet::start(&options.setup, "fail").await?;
     println!("The router's page, while this runs: {}", fleet.router());
@@ -90,11 +101,15 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     report.control(control(&fleet, options).await?)?;
     fleet.all_free().await?;
     report.print(&fleet.statuses().await?, options, began.elapsed());
+    sample(&fleet, options).await?;
     if options.stay {
         println!("Staying. Look at {}, and end with Ctrl-C.", fleet.router());
         tokio::signal::ctrl_c().await?;
     }
     drop(fleet);
+    if options.python {
+        python::run(options).await?;
+    }
     if !options.no_drills {
         drills::run(options).await?;
     }
@@ -102,10 +117,10 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Prompts of words from this file's own text, of different lengths; each way in turn.
+/// Prompts from the README, of different lengths; each way in turn.
 fn requests(options: &Options) -> Vec<Request> {
-    let mut random = fastrand::Rng::with_seed(options.setup.seed);
-    let text = include_str!("mod.rs").as_bytes();
+    let mut random = fastrand::Rng::with_seed(options.setup.seed.unwrap_or(1));
+    let text = include_str!("../../../../../README.md").as_bytes();
     let modes = options.modes();
     let mut order: Vec<usize> = (0..options.requests).collect();
     random.shuffle(&mut order);
@@ -115,7 +130,8 @@ fn requests(options: &Options) -> Vec<Request> {
         let third = options.prompt_len / 3;
         let len = (options.prompt_len - third + random.usize(0..=2 * third)).clamp(1, text.len() - 1);
         let from = random.usize(0..text.len() - len);
-        let prompt = text[from..from + len].iter().map(|byte| u32::from(*byte)).collect();
+        let prompt =
+            text[from..from + len].iter().map(|byte| u32::from(*byte) % options.vocabulary).collect();
         let mode = modes[number % modes.len()];
         let is_disturbed = disturbed.contains(&number);
         let drills = [Drill::Abort, Drill::Expire, Drill::Slow];
@@ -129,6 +145,11 @@ fn requests(options: &Options) -> Vec<Request> {
 
 /// What one process makes of the same prompts.
 fn baseline(options: &Options, requests: &[Request]) -> Result<Vec<Done>> {
+    Ok(oneshot(options, requests, false)?.into_iter().map(|answer| answer.done).collect())
+}
+
+/// The same, with the logits of each step if `steps`.
+fn oneshot(options: &Options, requests: &[Request], steps: bool) -> Result<Vec<oneshot::Answer>> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg("oneshot")
         .args(options.setup.arguments())
@@ -143,6 +164,7 @@ fn baseline(options: &Options, requests: &[Request]) -> Result<Vec<Done>> {
             prompt: request.prompt.clone(),
             max_tokens: options.max_tokens,
             chunked: request.mode == Mode::Chunked,
+            steps,
         })
         .collect();
     let writer = std::thread::spawn(move || -> Result<()> {
@@ -155,7 +177,7 @@ fn baseline(options: &Options, requests: &[Request]) -> Result<Vec<Done>> {
     writer.join().expect("no panic")?;
     ensure!(output.status.success(), "oneshot ended with {}", output.status);
     let lines = String::from_utf8(output.stdout)?;
-    let all: Vec<Done> = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let all: Vec<oneshot::Answer> = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     ensure!(all.len() == requests.len(), "oneshot answered {} of {}", all.len(), requests.len());
     Ok(all)
 }
@@ -198,6 +220,26 @@ async fn control(fleet: &Fleet, options: &Options) -> Result<BTreeMap<Mode, usiz
         diverged.insert(mode, at.unwrap_or(options.max_tokens));
     }
     Ok(diverged)
+}
+
+/// What the model has to say. Weights that were drawn from a seed have nothing.
+async fn sample(fleet: &Fleet, options: &Options) -> Result<()> {
+    if options.setup.seed.is_some() {
+        return Ok(());
+    }
+    let url = format!("{}/v1/completions", fleet.router());
+    let prompt = "A decode process ";
+    let ask = serde_json::json!({ "prompt": prompt, "max_tokens": 160, "temperature": 0.5 });
+    let answer: serde_json::Value = reqwest::Client::new().post(url).json(&ask).send().await?.json().await?;
+    match answer["choices"][0]["text"].as_str() {
+        Some(text) => println!("sample     {:?}", format!("{prompt}{text}")),
+        None => {
+            let error = answer["error"].to_string();
+            ensure!(error.contains("tokenizer.json"), "a sample: {error}");
+            println!("sample     none: {error}");
+        }
+    }
+    Ok(())
 }
 
 /// Waits for something that takes a moment.

@@ -131,7 +131,8 @@ async fn a_warm_prefix(options: &Options) -> Outcome {
         let request = Request { mode, drill: Some(Drill::Warm), ..one(options) };
         let done = is_right(&fleet, options, &request).await?;
         let blocks = request.prompt.len().div_ceil(options.setup.block_tokens as usize);
-        let fetched = (blocks - blocks / 2) as u64 * options.setup.layout().bytes_per_block();
+        let fetched =
+            (blocks - blocks / 2) as u64 * options.setup.layout(&options.setup.config()?).bytes_per_block();
         ensure!(done.bytes == fetched, "{mode:?}: {} bytes moved for {fetched} of new blocks", done.bytes);
     }
     fleet.all_free().await?;
@@ -180,12 +181,11 @@ async fn restarts(options: &Options) -> Outcome {
 
 /// Other weights, and other blocks: refused by name, before an address is used.
 async fn mismatches(options: &Options) -> Outcome {
-    let setups = [
-        (Setup { seed: options.setup.seed + 1, ..options.setup.clone() }, "weights"),
-        (Setup { block_tokens: 32, ..options.setup.clone() }, "block_tokens"),
-    ];
+    // Of one shape, whatever model the rest of the run is about.
+    let seeded = |seed| Setup { seed: Some(seed), model: None, ..options.setup.clone() };
+    let setups = [(seeded(2), "weights"), (Setup { block_tokens: 32, ..seeded(1) }, "block_tokens")];
     for (other, field) in setups {
-        let fleet = Fleet::with(&options.setup, &other, "fail").await?;
+        let fleet = Fleet::with(&seeded(1), &other, "fail").await?;
         let answer = fleet.client().complete(&one(options).prompt, 8, Mode::Pull, None).await?;
         let message = answer.err().map(|failure| failure.message).unwrap_or_default();
         ensure!(message.contains(field), "{field}: {message:?}");
