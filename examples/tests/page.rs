@@ -36,9 +36,14 @@ fn start(arguments: &[&str]) -> (Process, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_disagg"));
     command.args(arguments).stdout(Stdio::piped());
     let mut child = command.spawn().expect("disagg starts");
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("UTF-8");
-    let url = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("{arguments:?}: {line}"));
+    let (mut line, mut lines) = (String::new(), BufReader::new(child.stdout.take().expect("a pipe")));
+    // A library may print before it.
+    while !line.starts_with("listening on ") {
+        line.clear();
+        let read = lines.read_line(&mut line).expect("UTF-8");
+        assert!(read > 0, "{arguments:?} ended before it listened: {:?}", child.wait());
+    }
+    let url = line["listening on ".len()..].trim();
     (Process(child), url.to_owned())
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::peers::{MAX_AGE, MAX_REMEMBERED, Peers};
 use super::{Deadlines, Driver, Polling, channel, watchdog};
+use crate::blocks::{BlockLayout, BlockTicket};
 use crate::clock::Clock;
 use crate::stats::Counters;
 use crate::transport::{
@@ -376,6 +377,26 @@ fn p1_p2_a_panic_in_the_transport_answers_every_caller_and_frees_nothing() {
     // And so are those who come later.
     let later = connector.create_readable(vec![0u8; 8]).wait();
     assert!(matches!(later, Err(Error::ShutDown)), "{later:?}");
+}
+
+#[test]
+fn p1_blocks_of_a_driver_that_panicked_stay_quarantined() {
+    let script = Script { poll_panics: true, ..Script::default() };
+    let connector = script.connector();
+    let layout = || BlockLayout::block_major(8, &[64]).unwrap();
+    let pool = connector.block_pool(layout()).wait().unwrap();
+    let there = Connector::local().unwrap();
+    let card = there.block_pool(layout()).wait().unwrap().card().wait().unwrap();
+    let ticket = BlockTicket::for_tests(card.id(), vec![0, 1, 2], 0..1, "key".to_owned());
+    let read = connector.remote_blocks(card).read(&ticket, pool.take(3).unwrap()).wait();
+    let failed = match read {
+        Ok(read) => read.wait_for_completion().wait().unwrap_err(),
+        Err(failed) => failed,
+    };
+    assert!(failed.memory.is_parked(), "{failed}");
+    drop(failed);
+    let counts = pool.counts();
+    assert_eq!((counts.free, counts.leased, counts.in_flight, counts.quarantined), (5, 0, 0, 3));
 }
 
 #[test]

@@ -12,6 +12,9 @@ use crate::blocks::RemoteBlocks;
 use crate::kv::observe::Failure;
 use crate::op::Pending;
 
+/// Messages that are watched at a time. Of more it is not told whether they were sent.
+const MAX_SENT: usize = 1024;
+
 #[derive(Default)]
 pub(super) struct Watch {
     greetings: Vec<Greeting>,
@@ -35,7 +38,9 @@ impl Watch {
 
     /// A message was given to the transport.
     pub(super) fn sent(&mut self, sent: Pending<()>) {
-        self.sent.push(sent);
+        if self.sent.len() < MAX_SENT {
+            self.sent.push(sent);
+        }
     }
 
     /// Tells of what has come of them.

@@ -1,6 +1,6 @@
 //! The metrics of hand-offs, for the recorder that the program installs. By the feature `metrics`.
 //!
-//! Each [`HandOff`](super::HandOff) describes them when it starts and records them from then on, through the facade of the
+//! Each [`HandOff`](crate::kv::HandOff) describes them when it starts and records them from then on, through the facade of the
 //! crate `metrics`; without a recorder nothing happens. Durations are in seconds.
 //!
 //! | metric | kind | what |
@@ -8,7 +8,7 @@
 //! | [`TRANSFER_SECONDS`] | histogram | one transfer, from posted to complete |
 //! | [`POST_SECONDS`] | histogram | getting it ready until it was posted; the first with a peer connects |
 //! | [`QUEUE_SECONDS`] | histogram | until the connector's thread took it up |
-//! | [`HANDSHAKE_SECONDS`] | histogram | connecting to a peer whose card was given to [`HandOff::meet`](super::HandOff::meet) |
+//! | [`HANDSHAKE_SECONDS`] | histogram | connecting to a peer whose card was given to [`HandOff::meet`](crate::kv::HandOff::meet) |
 //! | [`DESCRIPTORS`] | histogram | pieces of one transfer |
 //! | [`BYTES`] | counter, by `direction`: `in`, `out` | bytes of hand-offs that arrived here, or left |
 //! | [`FAILURES`] | counter, by `kind`: `handshake`, `transfer`, `notify`, `lease`, `cancel` | see below |
@@ -22,7 +22,7 @@
 //! that could not be moved, `notify` a message that could not be sent, `lease` a lease that ended for either side, and
 //! `cancel` a hand-off that was given up.
 //!
-//! Gauges are set once a second, and by [`HandOff::publish_metrics`](super::HandOff::publish_metrics), for a program that is
+//! Gauges are set once a second, and by [`HandOff::publish_metrics`](crate::kv::HandOff::publish_metrics), for a program that is
 //! scraped less often.
 //!
 //! ```text
