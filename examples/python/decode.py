@@ -103,8 +103,10 @@ class Decode:
         ask(f"{prefill}/commit", {"request": name})
         commit = time.perf_counter()
         if drill == "corrupt":
-            # A part of the first block: the keys of the first layer.
-            blocks[: offer["layout"]["block_tokens"] * 4 : 7] ^= 0x40
+            # The values of the first layer in the first block. Damaged keys may just hide their tokens, which need not show.
+            layout = offer["layout"]
+            part = layout["block_tokens"] * layout["kv_heads"] * layout["k_head_dim"] * 4
+            blocks[part : 2 * part : 7] ^= 0x40
         cache = into_cache(blocks, offer["layout"], offer["tokens"])
         tokens, steps = [offer["first_token"]], []
         say({"token": tokens[0]})
