@@ -101,12 +101,15 @@ impl Report {
             }
             let bytes: u64 = of.iter().map(|done| done.bytes).sum();
             let pieces: usize = of.iter().map(|done| done.descriptors).sum();
+            let mut firsts: Vec<Duration> = of.iter().map(|done| done.timings.ttft).collect();
+            firsts.sort_unstable();
             println!(
-                "{:<10} {} requests, {:.1} MB of KV in {} descriptors",
+                "{:<10} {} requests, {:.1} MB of KV in {} descriptors, first token after {:.1} ms (p50)",
                 mode.name(),
                 of.len(),
                 bytes as f64 / 1e6,
                 pieces,
+                firsts[firsts.len() / 2].as_secs_f64() * 1e3,
             );
         }
         for status in statuses {
