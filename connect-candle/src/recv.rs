@@ -73,15 +73,14 @@ pub fn recv_new_on(
     device: &Device,
 ) -> Pending<NamedTensors> {
     let specs = envelope.tensors().to_vec();
-    let (metadata, begun) = (envelope.metadata().clone(), connector.clone());
-    let envelope = envelope.clone();
+    let (metadata, envelope) = (envelope.metadata().clone(), envelope.clone());
     let on = device.clone();
     with_memory(
         connector,
         device,
         move || fresh_for(&envelope, &on),
-        move |fresh| {
-            read(&begun, &metadata, fresh, move |received| {
+        move |connector, fresh| {
+            read(connector, &metadata, fresh, move |received| {
                 let (filled, report) = FreshTensors::filled(received);
                 for (spec, filled) in specs.iter().zip(&filled) {
                     check_digest(spec, filled)?;
@@ -115,22 +114,23 @@ fn with_memory<M: Send + 'static, T: 'static>(
     connector: &Connector,
     device: &Device,
     make: impl FnOnce() -> Result<M, TensorError> + Send + 'static,
-    next: impl FnOnce(M) -> Pending<T> + Send + 'static,
+    next: impl FnOnce(&Connector, M) -> Pending<T> + Send + 'static,
 ) -> Pending<T> {
-    let next = |made: Result<M, TensorError>| match made {
-        Ok(made) => next(made),
+    let next = |connector: &Connector, made: Result<M, TensorError>| match made {
+        Ok(made) => next(connector, made),
         Err(error) => Task::ready(Err(error)),
     };
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => {
+            // Allocating and receiving share one deadline.
+            let connector = connector.with_deadline_from_now();
             let ran = connector.run_on(crate::cuda::accelerator(device), make);
-            Task::after(ran, |made| next(made.map_err(TensorError::from).and_then(|made| made)))
+            Task::after(ran, move |made| {
+                next(&connector, made.map_err(TensorError::from).and_then(|made| made))
+            })
         }
-        _ => {
-            let _ = connector;
-            next(make())
-        }
+        _ => next(connector, make()),
     }
 }
 
@@ -188,13 +188,13 @@ pub fn recv_writable_on(
     shape: impl Into<Shape>,
     device: &Device,
 ) -> Pending<WritableTensor> {
-    let (shape, on, begun) = (shape.into(), device.clone(), connector.clone());
+    let (shape, on) = (shape.into(), device.clone());
     with_memory(
         connector,
         device,
         move || fresh_writable(dtype, &shape, &on),
-        move |(fresh, spec)| {
-            Task::after(begun.create_writable(fresh), |opened| {
+        move |connector, (fresh, spec)| {
+            Task::after(connector.create_writable(fresh), |opened| {
                 let offer = |operation| WritableTensor::new(operation, spec, written);
                 Task::ready(opened.map(offer).map_err(|failed| failed.error.into()))
             })
@@ -209,7 +209,7 @@ pub(crate) fn recv_into(tensor: &Tensor, connector: &Connector, metadata: &RdmaM
         Ok(claim) => claim,
         Err(error) => return Task::ready(Err(error)),
     };
-    let (tensor, begun, metadata) = (tensor.clone(), connector.clone(), metadata.clone());
+    let (tensor, metadata) = (tensor.clone(), metadata.clone());
     let (on, pieces, described) = (tensor.device().clone(), view::piece_lens(&metadata), info.clone());
     let fresh = move || {
         let mut fresh = FreshTensors::on(&on);
@@ -217,8 +217,8 @@ pub(crate) fn recv_into(tensor: &Tensor, connector: &Connector, metadata: &RdmaM
         Ok(fresh)
     };
     let device = tensor.device().clone();
-    with_memory(connector, &device, fresh, move |fresh| {
-        read(&begun, &metadata, fresh, move |received| {
+    with_memory(connector, &device, fresh, move |connector, fresh| {
+        read(connector, &metadata, fresh, move |received| {
             let (filled, report) = FreshTensors::filled(received);
             for filled in filled {
                 store(&tensor, filled.storage, &info)?;

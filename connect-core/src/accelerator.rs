@@ -75,8 +75,8 @@ type Job = Box<dyn FnOnce() + Send>;
 /// One thread for each device, for what blocks until the device has worked. They last as long as the process.
 static THREADS: LazyLock<Mutex<HashMap<Device, Sender<Job>>>> = LazyLock::new(Mutex::default);
 
-/// Runs `job` on the device's thread, after those that came before. Whoever waits for it is told by the job alone: if
-/// there is no thread to be had it runs here.
+/// Runs `job` on the device's thread, after those that came before. Whoever waits for it is told by the job alone: if the
+/// system has no thread to give it runs here, and its caller waits for the device, be it a driver.
 pub fn run_on_thread_of(device: Device, job: impl FnOnce() + Send + 'static) {
     let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
     let mut job: Job = Box::new(job);

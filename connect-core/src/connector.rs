@@ -343,8 +343,10 @@ impl Connector {
         self.core.counters.snapshot()
     }
 
-    /// The same connector, with the moment that its deadline stands for now: for operations of several steps.
-    pub(crate) fn with_resolved_deadline(&self) -> Self {
+    /// The same connector, whose deadline counts from now and not from each call: what is begun through it shares the
+    /// time. For operations of several steps, such as adapters have.
+    #[must_use]
+    pub fn with_deadline_from_now(&self) -> Self {
         self.with_its_deadline().0
     }
 

@@ -111,9 +111,8 @@ pub fn recv_writable_on(
         Ok(plan) => plan,
         Err(error) => return Task::ready(Err(error)),
     };
-    let offering = connector.clone();
-    with_fresh(connector, place, vec![plan], Content::Zeroed, move |fresh| {
-        Task::after(offering.create_writable(fresh), move |opened| {
+    with_fresh(connector, place, vec![plan], Content::Zeroed, move |connector, fresh| {
+        Task::after(connector.create_writable(fresh), move |opened| {
             let offer = |operation| WritableTensor::new(operation, spec, written);
             Task::ready(opened.map(offer).map_err(|failed| failed.error.into()))
         })
@@ -133,8 +132,13 @@ pub(crate) unsafe fn recv_into(
         Ok(plan) => plan,
         Err(error) => return Task::ready(Err(error)),
     };
-    let (mut target, info, waiting) = (tensor.shallow_clone(), plan.info.clone(), connector.clone());
-    read(connector, metadata, place, vec![plan], move |received| {
+    let waiting = match place.accelerator() {
+        // Receiving and copying share one deadline.
+        Some(_) => connector.with_deadline_from_now(),
+        None => connector.clone(),
+    };
+    let (mut target, info) = (tensor.shallow_clone(), plan.info.clone());
+    read(&waiting.clone(), metadata, place, vec![plan], move |received| {
         let (tensors, report) = match FreshTensors::filled(received) {
             Ok(filled) => filled,
             Err(error) => return Task::ready(Err(error)),
@@ -191,18 +195,22 @@ fn with_fresh<T: 'static>(
     place: Place,
     plans: Vec<Plan>,
     content: Content,
-    next: impl FnOnce(FreshTensors) -> Pending<T> + Send + 'static,
+    next: impl FnOnce(&Connector, FreshTensors) -> Pending<T> + Send + 'static,
 ) -> Pending<T> {
     let make = move || FreshTensors::new(place, plans, content);
-    let next = |made: Result<FreshTensors, TensorError>| match made {
-        Ok(fresh) => next(fresh),
+    let next = |connector: &Connector, made: Result<FreshTensors, TensorError>| match made {
+        Ok(fresh) => next(connector, fresh),
         Err(error) => Task::ready(Err(error)),
     };
     match place.accelerator() {
-        None => next(make()),
-        Some(gpu) => Task::after(connector.run_on(gpu, make), |made| {
-            next(made.map_err(TensorError::from).and_then(|made| made))
-        }),
+        None => next(connector, make()),
+        Some(gpu) => {
+            // Allocating and receiving share one deadline.
+            let connector = connector.with_deadline_from_now();
+            Task::after(connector.run_on(gpu, make), move |made| {
+                next(&connector, made.map_err(TensorError::from).and_then(|made| made))
+            })
+        }
     }
 }
 
@@ -214,9 +222,9 @@ fn read<T: 'static>(
     plans: Vec<Plan>,
     finish: impl FnOnce(Received<FreshTensors>) -> Pending<T> + Send + 'static,
 ) -> Pending<T> {
-    let (reading, metadata) = (connector.clone(), metadata.clone());
-    with_fresh(connector, place, plans, Content::Unset, move |fresh| {
-        Task::after(reading.begin_read(&metadata, fresh), move |begun| match begun {
+    let metadata = metadata.clone();
+    with_fresh(connector, place, plans, Content::Unset, move |connector, fresh| {
+        Task::after(connector.begin_read(&metadata, fresh), move |begun| match begun {
             Ok(operation) => Task::after(operation.wait_for_completion(), move |ended| match ended {
                 Ok(received) => finish(received),
                 Err(failed) => Task::ready(Err(failed.error.into())),

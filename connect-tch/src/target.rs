@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "implements TargetMemory on the strength of the caller's promise")]
 
 use connect_core::accelerator::Accelerators;
-use connect_core::layout::{self, LayoutError};
+use connect_core::layout;
 use connect_core::{Connector, RdmaMetadata, Region, Report, TargetMemory, Task};
 use tch::{Kind, Tensor};
 

@@ -33,7 +33,7 @@ pub(crate) fn run(gpu: &Device, python: Option<&str>, results: &mut Results) {
     results.check("a peer writes into new memory of the GPU", || written(gpu));
     results.check("1,024 tensors of 64 KiB of the GPU and the host in one operation", || many(gpu));
     results.check("P3: what another thread queued is in what is read, 100 times", || produced(gpu));
-    results.check("P3: what was received is seen by a kernel of another thread, 100 times", || consumed(gpu));
+    results.check("P3: what was received is in what another thread queues then, 100 times", || consumed(gpu));
     results.check("staged through the host, over `local`", || staged(gpu));
     match Device::new_cuda(1) {
         Ok(second) => {

@@ -12,7 +12,8 @@ pub(crate) struct Results {
 
 impl Results {
     pub(crate) fn new(machine: &str) -> Self {
-        println!("Machine: {machine}. connect {}\n", env!("CARGO_PKG_VERSION"));
+        let built = option_env!("CONNECT_BUNDLE").unwrap_or("no bundle");
+        println!("Machine: {machine}. connect {}, {built}\n", env!("CARGO_PKG_VERSION"));
         println!("| check | result | what was seen |\n|---|---|---|");
         Self { failed: 0, passed: 0 }
     }

@@ -194,7 +194,7 @@ fn logged(what: impl Fn(&str) -> bool) -> bool {
 fn over(connector: &Connector, lease: Duration) -> Result<HandOff> {
     let layout = KvLayout::new(2, BLOCKS, 4, 2, 8, DType::F32);
     let pool = KvPool::new(connector, KvIdentity::new("m", "w"), layout).wait()?;
-    Ok(HandOff::start(pool, HandOffConfig::default().lease(lease).deadline(PATIENCE)))
+    Ok(HandOff::start(pool, HandOffConfig::default().lease(lease).deadline(PATIENCE))?)
 }
 
 fn engine(lease: Duration) -> Result<HandOff> {
@@ -408,7 +408,7 @@ fn spans_say_who_moved_what_for_whom_and_operations_are_inside_of_them() -> Resu
 fn one_line_for_each_interval_with_transfers_and_none_for_others() -> Result<()> {
     let _watch = Watch::begin();
     let often = HandOffConfig::default().deadline(PATIENCE).summary_every(Duration::from_millis(100));
-    let d = HandOff::start(engine(LONG)?.pool().clone(), often);
+    let d = HandOff::start(engine(LONG)?.pool().clone(), often)?;
     let p = engine(LONG)?;
     meet(&p, &d)?;
     let lines =

@@ -46,14 +46,11 @@ fn record(results: &Path) -> Result<()> {
         "this is no output of the runner"
     );
     let day = process::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
-    let commit = process::output(Command::new("git").args(["rev-parse", "--short", "HEAD"]))?;
     let path = layout::root().join(DOCUMENT);
     let old = fs::read_to_string(&path)?;
     let (before, rest) = old.split_once(BEGIN).context("docs/gpu.md has no place for results")?;
     let (_, after) = rest.split_once(END).context("the results have no end")?;
-    let (day, commit) = (day.trim(), commit.trim());
-    let section =
-        format!("{day}, `run.sh` of the bundle of commit {commit}, NIXL 1.5.1.\n\n{}\n", printed.trim());
+    let section = format!("{}, by `run.sh` of the bundle.\n\n{}\n", day.trim(), printed.trim());
     fs::write(&path, format!("{before}{BEGIN}{section}{END}{after}"))?;
     Ok(())
 }
@@ -71,6 +68,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     build.args(["--locked", "--release", "--package", "connect-gpu"]).env("CARGO_TARGET_DIR", &target);
     build.env("PATH", fakecuda::joined(&toolkit.join("bin"), "PATH")?).env("CUDA_HOME", &toolkit);
     build.env("CUDA_COMPUTE_CAP", COMPUTE_CAP);
+    // What its results are of is known when it is built, not when they are recorded.
+    let commit = process::output(Command::new("git").args(["describe", "--always", "--dirty"]))?;
+    let nixl = Group::Nixl.pins().first().context("a wheel")?.requirement;
+    build.env("CONNECT_BUNDLE", format!("commit {}, {nixl}", commit.trim()));
     // To link against; cudart is the real one, which kernels need.
     let runtime = real_runtime(&toolkit, &target)?;
     build.env("LIBRARY_PATH", std::env::join_paths([&runtime, &stubs])?);

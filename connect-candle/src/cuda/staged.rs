@@ -16,10 +16,10 @@ use crate::{NamedTensors, Pending, TensorExt, recv_new};
 /// Those of [`send_readable`](TensorExt::send_readable) on the copy, and [`TensorError::Candle`].
 pub fn send_staged(tensor: &Tensor, connector: &Connector) -> Pending<ReadableTensor> {
     let Device::Cuda(device) = tensor.device() else { return tensor.send_readable(connector) };
-    let (tensor, offered) = (tensor.clone(), connector.clone());
+    let (tensor, connector) = (tensor.clone(), connector.with_deadline_from_now());
     let copied = connector.run_on(accelerator(device), move || moved(&tensor, &Device::Cpu));
     Task::after(copied, move |copied| match copied.map_err(TensorError::from).and_then(|copy| copy) {
-        Ok(copy) => copy.send_readable(&offered),
+        Ok(copy) => copy.send_readable(&connector),
         Err(error) => Task::ready(Err(error)),
     })
 }
@@ -35,14 +35,14 @@ pub fn recv_new_staged(
     device: &Device,
 ) -> Pending<NamedTensors> {
     let Device::Cuda(cuda) = device else { return recv_new(connector, envelope) };
-    let (gpu, device, copying) = (accelerator(cuda), device.clone(), connector.clone());
-    Task::after(recv_new(connector, envelope), move |received| {
+    let (gpu, device, connector) = (accelerator(cuda), device.clone(), connector.with_deadline_from_now());
+    Task::after(recv_new(&connector, envelope), move |received| {
         let received = match received {
             Ok(received) => received,
             Err(error) => return Task::ready(Err(error)),
         };
         let there = std::sync::Arc::clone(&gpu);
-        let copied = copying.run_on(gpu, move || {
+        let copied = connector.run_on(gpu, move || {
             let report = received.report().clone();
             let copy = |(name, tensor): (String, Tensor)| Ok((name, moved(&tensor, &device)?));
             let tensors = received.into_iter().map(copy).collect::<Result<Vec<_>, TensorError>>()?;

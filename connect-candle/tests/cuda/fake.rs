@@ -52,7 +52,7 @@ pub(crate) fn alone() -> Alone {
 fn settle() {
     for device in [0, 1].map(connect_core::Device::cuda) {
         let (done, is_done) = std::sync::mpsc::channel();
-        connect_core::accelerator::run_on_thread_of(device, move || drop(done.send(())));
+        connect_core::accelerator::run_on_thread_of(device, move || done.send(()).expect("somebody waits"));
         is_done.recv().expect("the job runs");
     }
 }

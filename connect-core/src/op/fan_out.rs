@@ -52,7 +52,7 @@ impl Connector {
             return Task::ready(Err(MemoryError::Empty.into()));
         }
         let memory = Arc::new(memory);
-        let connector = self.with_resolved_deadline();
+        let connector = self.with_deadline_from_now();
         let offer = || connector.create_readable(Shared(Arc::clone(&memory)));
         let offers = (0..readers).map(|_| offer()).collect();
         Task::after(All::new(offers), |offers: Vec<Result<ReadableOperation, Error>>| {

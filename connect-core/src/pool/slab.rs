@@ -153,7 +153,7 @@ impl Slab {
         }
         // One deadline for both steps.
         let slab =
-            Self { shared: Arc::clone(&self.shared), connector: self.connector.with_resolved_deadline() };
+            Self { shared: Arc::clone(&self.shared), connector: self.connector.with_deadline_from_now() };
         let connector = slab.connector.clone();
         let offer = move |taken: Result<Slot, Error>| {
             let sized = taken.and_then(|mut slot| slot.set_len(bytes).map(|()| slot).map_err(Error::from));
