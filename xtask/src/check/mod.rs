@@ -52,7 +52,12 @@ pub(crate) const STEPS: &[Step] = &[
         needs: &[],
         run: cuda,
     },
-    Step { name: "test", what: "tests of a plain build: no NIXL, Python or libtorch", needs: &[], run: test },
+    Step {
+        name: "test",
+        what: "the libraries' own tests in a plain build: no NIXL, Python or libtorch",
+        needs: &[],
+        run: test,
+    },
     Step {
         name: "page",
         what: "the demo's page in a headless Chromium, and its metrics",
@@ -80,7 +85,7 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "test-nixl",
-        what: "tests with NIXL and the Python original",
+        what: "all other tests, and those again that NIXL and the Python original change",
         needs: &Group::ALL,
         run: test_nixl,
     },
@@ -176,7 +181,12 @@ fn doc(_: &mut Outcome) -> Result<()> {
 }
 
 fn test(outcome: &mut Outcome) -> Result<()> {
-    counted(&mut tests(&["--features", CANDLE_NN]), outcome)
+    let mut selection = vec!["--features", CANDLE_NN];
+    // Those of connect-tests and connect-examples are run once, with NIXL, which changes nothing for what is without it.
+    for member in ["connect-core", "connect-candle", "connect-benches", "xtask"] {
+        selection.extend(["--package", member]);
+    }
+    counted(&mut tests(&selection), outcome)
 }
 
 /// Without a Chromium it says that nobody looked, unless one is required, as in CI. So its output is shown.
