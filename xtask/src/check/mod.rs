@@ -122,7 +122,7 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "demo-nixl",
-        what: "the same over NIXL, and into a decode process in Python",
+        what: "the same over NIXL but for kills and stops at each step, and into a decode process in Python",
         needs: CACHES_OVER_NIXL.needs(),
         run: |_| demo(CACHES_OVER_NIXL),
     },
@@ -232,10 +232,23 @@ const CACHES_OVER_NIXL: Demo = Demo::Caches { nixl: true, python: true };
 const CHECKPOINT_INTO_PYTHON: Demo = Demo::Checkpoint { nixl: true, python: true };
 
 fn demo(demo: Demo) -> Result<()> {
-    // Large enough to be cut into slices, small enough for a slow machine.
-    let small = ["--size-mb".to_owned(), "32".to_owned()];
-    let arguments: &[String] = if matches!(demo, Demo::Checkpoint { .. }) { &small } else { &[] };
-    process::run(&mut demo.command(arguments))
+    let arguments: &[&str] = match demo {
+        // Large enough to be cut into slices, small enough for a slow machine.
+        Demo::Checkpoint { .. } => &["--size-mb", "32"],
+        Demo::Caches { nixl: false, .. } => &[],
+        // Without the two minutes in which either side is killed and stopped at each step, which `demo` has.
+        Demo::Caches { .. } => &[
+            "--drill=given-up",
+            "--drill=lengths",
+            "--drill=warm-prefix",
+            "--drill=full-pool",
+            "--drill=restarts",
+            "--drill=mismatches",
+            "--drill=recompute",
+        ],
+    };
+    let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    process::run(&mut demo.command(&arguments))
 }
 
 fn bench(_: &mut Outcome) -> Result<()> {

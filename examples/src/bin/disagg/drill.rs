@@ -1,5 +1,6 @@
 //! What goes wrong on purpose: where a request says so, its processes end, stop, give up or damage what they have.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
@@ -74,14 +75,18 @@ impl Step {
         )
     }
 
-    /// Does what the drill says, if it is for this step.
+    /// Does what the drill says, if it is for this step. Once in this process: decode asks again when a card was stale.
     pub(crate) fn reached(self, drill: Option<Drill>) {
+        /// A bit for each step.
+        static DONE: AtomicU32 = AtomicU32::new(0);
         let signal = match drill {
             Some(Drill::Kill(step)) if step == self => Signal::SIGKILL,
             Some(Drill::Stop(step)) if step == self => Signal::SIGSTOP,
             _ => return,
         };
-        raise(signal).expect("a process can signal itself");
+        if DONE.fetch_or(1 << self as u32, Ordering::Relaxed) & (1 << self as u32) == 0 {
+            raise(signal).expect("a process can signal itself");
+        }
     }
 
     /// The same a moment later, while this process goes on.

@@ -158,7 +158,10 @@ async fn stopped_at(
     eventually("it stops", || async { process.is_stopped() }).await?;
     tokio::time::sleep(Duration::from_millis(2 * options.setup.lease_ms)).await;
     process.signal(Signal::SIGCONT)?;
-    judge(&answering.await??, expected, stopped(request.mode, step))?;
+    let allowed = stopped(request.mode, step);
+    // Over NIXL the agent goes with a lease that ends: decode finds the card stale, exchanges cards and asks again.
+    let right = allowed.right || options.setup.transport == "nixl";
+    judge(&answering.await??, expected, Allowed { right, ..allowed })?;
     fleet.all_free().await?;
     gives(fleet, options, request, expected).await?;
     fleet.all_free().await
