@@ -62,13 +62,16 @@ fn card(pool: &BlockPool) -> Result<BlockCard> {
 fn blocks_move_by_number_in_both_directions_and_between_layouts(lab: &Lab) -> Result<()> {
     let (a, b) = lab.pair()?;
     let layouts = || [BlockLayout::block_major(16, &PARTS), BlockLayout::part_major(16, &PARTS)];
-    for here in layouts() {
-        let here = pool(&a, here?)?;
-        let remote = b.remote_blocks(card(&here)?);
-        for there in layouts() {
-            let there = pool(&b, there?)?;
+    // All of them until the end: over NIXL a pool that goes takes its agent with it, and with that the others' cards.
+    let pools = |connector: &Connector| -> Result<Vec<BlockPool>> {
+        layouts().into_iter().map(|layout| pool(connector, layout?)).collect()
+    };
+    let (heres, theres) = (pools(&a)?, pools(&b)?);
+    for here in &heres {
+        let remote = b.remote_blocks(card(here)?);
+        for there in &theres {
             let numbers = [3, 4, 5, 15, 0, 9];
-            let offer = here.offer_readable(filled(&here, &numbers)?).wait()?;
+            let offer = here.offer_readable(filled(here, &numbers)?).wait()?;
             let read = remote.read(&sent(&offer.ticket)?, there.take(6)?).wait()?;
             let received = read.wait_for_completion().wait()?.memory;
             check(&received, &numbers)?;
@@ -152,7 +155,13 @@ fn p1_blocks_given_up_in_flight_come_back_when_nobody_touches_them(lab: &Lab) ->
     for micros in [0, 200, 1000, 3000, 8000] {
         let offer = here.offer_readable(here.take(64)?).wait()?;
         let current = b.remote_blocks(card(&here)?);
-        let remote = if offer.ticket.card() == remote.card().id() { &remote } else { &current };
+        let known = [&remote, &current].into_iter().find(|known| known.card().id() == offer.ticket.card());
+        let Some(remote) = known else {
+            // The agent was replaced between the offer and the card.
+            drop(offer);
+            ensure!(eventually(PATIENCE, || here.free() == 64), "{here:?}");
+            continue;
+        };
         let read = remote.read(&offer.ticket, there.take(64)?).wait()?;
         thread::sleep(Duration::from_micros(micros));
         drop(read);
