@@ -25,6 +25,9 @@ use crate::model::{Cache, Logits};
 use crate::prefill;
 use crate::wire::{Done, Failure, Generate, Line, Meet, Mode, Prefill, Prefilled, Timings};
 
+/// How often a request is made again with another card.
+const MOST_CARDS: usize = 8;
+
 /// What is done when a cache can't be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Policy {
@@ -151,7 +154,7 @@ impl Decode {
         Ok(Done { tokens, logits, timings, bytes, descriptors, recomputed })
     }
 
-    /// Gets the cache of a prompt from prefill. A stale card is replaced, and the request made once more.
+    /// Gets the cache of a prompt from prefill. A stale card is replaced, and the request made once more, some times.
     async fn fetch(&self, ask: &Generate) -> Result<Cached> {
         // Prefill answers to where this engine's card says: over NIXL that is another one from time to time.
         let card = self.engine.pool().blocks().card().await?.id();
@@ -159,19 +162,19 @@ impl Decode {
         if told != Some(card) {
             self.meet(&ask.prefill).await?;
         }
-        let first = self.fetch_some(ask).await;
         let is_stale = |error: &anyhow::Error| {
             let kv = error.downcast_ref::<KvFailed>().map(|failed| &failed.error);
             let kv = kv.or_else(|| error.downcast_ref::<KvError>());
             matches!(kv, Some(KvError::Blocks(BlockError::StaleCard { .. }) | KvError::UnknownEngine { .. }))
         };
-        match first {
-            Err(error) if is_stale(&error) => {
-                self.meet(&ask.prefill).await?;
-                self.fetch_some(ask).await
+        // Over NIXL each lease of somebody else's that expires makes the card stale, also in the middle of a stream.
+        for _ in 0..MOST_CARDS {
+            match self.fetch_some(ask).await {
+                Err(error) if is_stale(&error) => self.meet(&ask.prefill).await?,
+                other => return other,
             }
-            other => other,
         }
+        self.fetch_some(ask).await
     }
 
     /// Fetches what is not here yet. This demo keeps no prefixes; the drill makes one.
